@@ -1,0 +1,3 @@
+"""Differentially private latent diffusion models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,190 @@
+"""The ledger: an append-only, hash-chained record of every attempt on a data set, written before the attempt.
+
+It belongs to a declared `dataset_id`, not to a run and not to a content hash: one image more must not reset the
+budget. Each line is JSON with the sha256 of the line before it. A line is on disk before the Poisson draw it
+pays for, so whatever a kill interrupts has been charged: charged >= released, always.
+
+    {"seq": 0, "event": "created", "dataset_id": ..., "cap": ..., "prev": "", "hash": ...}
+    {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, ...}
+    {"seq": 2, "event": "attempt", "plan": <digest>, "number": 1, ...}
+    {"seq": 3, "event": "attempt", ...}
+
+Budgets across plans are reserved in advance: a plan enters with its whole (epsilon, delta), and the sums must stay
+within the cap that was declared when the ledger was created. Basic composition allows each plan to be chosen
+after seeing what the earlier ones released (Rogers et al. 2016, arXiv 1605.08294, sec. 3).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dpldm.privacy.plan import PrivacyPlan
+
+
+class LedgerError(Exception):
+    """The ledger refuses: the text says why and what to do."""
+
+
+class BudgetExhausted(Exception):
+    """All attempts of the plan have been used. A normal end, not an error."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a ledger stands: its last line's number and hash. Safe to publish; it fixes everything before it."""
+
+    seq: int
+    hash: str
+
+
+class Ledger:
+    """An open, locked ledger. Obtain one with `open_ledger`."""
+
+    def __init__(self, path: Path, entries: list[dict[str, Any]]) -> None:
+        self.path = path
+        self._entries = entries
+
+    @property
+    def head(self) -> Head:
+        """The last line."""
+        return Head(self._entries[-1]["seq"], self._entries[-1]["hash"])
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All lines, oldest first (a copy)."""
+        return list(self._entries)
+
+    def attempts(self, plan: PrivacyPlan) -> int:
+        """Attempts charged to this plan so far."""
+        digest = plan.digest()
+        return sum(e["event"] == "attempt" and e["plan"] == digest for e in self._entries)
+
+    def register(self, plan: PrivacyPlan) -> None:
+        """Reserve the plan's whole budget, once; registering it again changes nothing.
+
+        Raises:
+            LedgerError: the cap of this data set would be exceeded, or the plan is for another data set.
+        """
+        digest, created = plan.digest(), self._entries[0]
+        if plan.dataset_id != created["dataset_id"]:
+            raise LedgerError(f"This ledger belongs to {created['dataset_id']!r}, not to {plan.dataset_id!r}.")
+        plans = [e for e in self._entries if e["event"] == "plan"]
+        if any(e["plan"] == digest for e in plans):
+            return
+        cap = created["cap"]
+        if cap is not None:
+            spent = [sum(e["constants"][key] for e in plans) for key in ("epsilon", "delta")]
+            # The slack forgives the rounding of decimal sums (0.1 + 0.2), nothing more.
+            if spent[0] + plan.epsilon > cap[0] * (1 + 1e-9) or spent[1] + plan.delta > cap[1] * (1 + 1e-9):
+                raise LedgerError(
+                    f"The data set {plan.dataset_id!r} has a cap of epsilon {cap[0]:g}, delta {cap[1]:g}, of which "
+                    f"{spent[0]:g} and {spent[1]:g} are reserved by earlier plans: this plan's {plan.epsilon:g} and "
+                    f"{plan.delta:g} do not fit. Resume the earlier run, or lower privacy.epsilon and privacy.delta."
+                )
+        self._append({"event": "plan", "plan": digest, "constants": plan.constants()})
+
+    def charge(self, plan: PrivacyPlan) -> int:
+        """Write the line of the next attempt, flushed to disk, and return its number (1, 2, ...).
+
+        Raises:
+            BudgetExhausted: T + R attempts have been charged.
+            LedgerError: the plan was never registered.
+        """
+        digest = plan.digest()
+        if not any(e["event"] == "plan" and e["plan"] == digest for e in self._entries):
+            raise LedgerError("The plan has not been registered with this ledger.")
+        used = self.attempts(plan)
+        if used >= plan.attempts:
+            raise BudgetExhausted
+        self._append({"event": "attempt", "plan": digest, "number": used + 1})
+        return used + 1
+
+    def contains(self, head: Head) -> bool:
+        """Whether this ledger is a continuation of the one that had that head."""
+        return head.seq < len(self._entries) and bool(self._entries[head.seq]["hash"] == head.hash)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = _sealed(entry, len(self._entries), self._entries[-1]["hash"] if self._entries else "")
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            payload = (json.dumps(line) + "\n").encode()
+            if os.write(descriptor, payload) != len(payload):
+                raise LedgerError(f"The ledger {self.path.name} could not be written: the disk may be full.")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._entries.append(line)
+
+
+def _sealed(entry: dict[str, Any], seq: int, previous: str) -> dict[str, Any]:
+    body = {"seq": seq, **entry, "prev": previous}
+    return {**body, "hash": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
+@contextmanager
+def open_ledger(path: Path, dataset_id: str, cap: tuple[float, float] | None) -> Iterator[Ledger]:
+    """Open the ledger of a data set, creating it with its cap (epsilon, delta), and hold its lock.
+
+    A torn last line, which a power cut can leave, is an attempt that was never drawn: it is cut off.
+
+    Raises:
+        LedgerError: another process holds it, it was damaged, or it belongs to another data set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FileLock(str(path) + ".lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LedgerError(f"Another process uses the ledger {path.name}: wait for it to end.") from None
+    try:
+        entries = read_ledger(path, repair=True) if path.exists() else []
+        ledger = Ledger(path, entries)
+        if not entries:
+            ledger._append({"event": "created", "dataset_id": dataset_id, "cap": list(cap) if cap else None})
+        elif entries[0]["dataset_id"] != dataset_id:
+            raise LedgerError(f"The ledger {path.name} belongs to {entries[0]['dataset_id']!r}, not {dataset_id!r}.")
+        yield ledger
+    finally:
+        lock.release()
+
+
+def read_ledger(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+    """All lines of a ledger file after checking every hash.
+
+    Args:
+        repair: cut off a last line without its newline. Nothing else is ever repaired.
+
+    Raises:
+        LedgerError: a line was changed, removed, reordered, or is no JSON.
+    """
+    data = path.read_bytes()
+    whole, torn = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
+    if torn and not repair:
+        raise LedgerError(f"The last line of the ledger {path.name} is torn: open it with a run to repair it.")
+    entries: list[dict[str, Any]] = []
+    for number, text in enumerate(whole.splitlines()):
+        try:
+            line = json.loads(text)
+            claimed = line.pop("hash")
+            body = {key: value for key, value in line.items() if key not in ("seq", "prev")}
+            sealed = _sealed(body, number, entries[-1]["hash"] if entries else "")
+        except (ValueError, KeyError, AttributeError):
+            raise LedgerError(f"Line {number + 1} of the ledger {path.name} cannot be read.") from None
+        if sealed["hash"] != claimed or line["seq"] != number or line["prev"] != sealed["prev"]:
+            raise LedgerError(
+                f"Line {number + 1} of the ledger {path.name} does not follow from the lines before it: "
+                "the file was changed. Restore it from a copy; the budget cannot be vouched for without it."
+            )
+        entries.append(sealed)
+    if torn:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+            os.fsync(file.fileno())
+    return entries

@@ -1,0 +1,74 @@
+"""Algorithm 1's private gradient, as one object: charge, Poisson draw, clip, noise, divide by a public constant.
+
+    g = (1/L) * ( sum_{i in batch} g_i / max(1, ||g_i|| / C)  +  N(0, sigma^2 C^2 I) )
+
+The paper (arXiv 2305.15759, Algorithm 1) prints the sum divided by the batch size B with the noise outside the
+parentheses; taken literally that is B times the noise that the accountant needs. L is a declared constant and
+never the size of the drawn batch, which is private.
+
+A trainer has no other way to a gradient, and every way through here is charged and noised.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.entropy import Entropy
+from dpldm.privacy.ledger import Ledger
+from dpldm.privacy.noise import add_gaussian
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.sampling import poisson_batch
+
+
+class PrivateGradient:
+    """One attempt after another: `draw`, any number of `accumulate`, `release`.
+
+    Args:
+        plan: the constants; must be registered with the ledger.
+        ledger: charged before each draw.
+        clipped: the open clipped sum; its clip norm and draws must be the plan's.
+        units: number of units in the index, null records included. Used to draw, never shown.
+        entropy: source of the draw and the noise.
+    """
+
+    def __init__(
+        self, plan: PrivacyPlan, ledger: Ledger, clipped: ClippedSum, units: int, entropy: Entropy
+    ) -> None:
+        if (clipped.clip_norm, clipped.draws) != (plan.max_grad_norm, plan.draws_per_example):
+            raise ValueError("The clipped sum was not built with the plan's clip norm and draws per example.")
+        self._plan, self._ledger, self._clipped = plan, ledger, clipped
+        self._units, self._entropy = units, entropy
+        self._drawn = False
+
+    def draw(self) -> Tensor:
+        """Charge one attempt, then draw its batch: unit indices (|batch|,), possibly none (PRIVATE).
+
+        Raises:
+            BudgetExhausted: no attempt is left; nothing was drawn.
+        """
+        self._clipped.take()  # whatever an abandoned attempt left behind
+        self._ledger.charge(self._plan)
+        self._drawn = True
+        return poisson_batch(self._units, self._plan.sampling_probability, self._entropy)
+
+    def accumulate(self, losses: Tensor, keep: Tensor) -> None:
+        """Add the clipped gradients of one physical part of the batch (see `ClippedSum.accumulate`)."""
+        self._clipped.accumulate(losses, keep)
+
+    def release(self) -> Mapping[str, Tensor]:
+        """The noised mean gradient in units of C (that is, divided by L * C), parameter by parameter.
+
+        Units of C make learning rates independent of the clip norm. Every parameter gets noise, also in an
+        empty batch. One release per draw.
+        """
+        if not self._drawn:
+            raise RuntimeError("release() without a fresh draw(): a sum must be noised once and paid for once.")
+        self._drawn = False
+        plan = self._plan
+        standard_deviation = plan.noise_multiplier * plan.max_grad_norm
+        scale = 1.0 / (plan.expected_batch_size * plan.max_grad_norm)
+        return {
+            name: add_gaussian(total, standard_deviation, self._entropy) * scale
+            for name, total in self._clipped.take().items()
+        }

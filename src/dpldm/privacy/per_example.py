@@ -1,0 +1,118 @@
+"""Per-example gradients of one parameter, in the two forms that need the least work.
+
+B examples, T tokens per example (K noise draws of an example are tokens of ONE example), a weight of p x d:
+
+* `Dense`: the gradients themselves, (B, *shape).
+* `Outer`: inputs a (B, T, d) and output gradients g (B, T, p), standing for sum_t g_t a_t^T. Norms come from Gram
+  matrices without forming the gradient ("ghost norm", Goodfellow 2015; Li et al. 2022), and the clipped sum is one
+  matrix product.
+
+Which is cheaper for a linear layer: T (d + p) <= d p means Outer. The one inequality decides arithmetic for the
+norm, memory to hold until the clip factors are known, and bounds the Gram matrices by d p / 2 floats.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class PerExample(Protocol):
+    """The gradients of one parameter, an example each."""
+
+    def squared_norms(self) -> Tensor:
+        """An upper bound of ||g_i||^2 that is exact up to rounding, (B,)."""
+        ...
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """sum_i weights_i g_i in the parameter's shape; an example of weight 0 contributes exactly 0."""
+        ...
+
+    def dense(self) -> "Dense":
+        """The same gradients, materialised."""
+        ...
+
+
+@dataclass
+class Dense:
+    """Materialised gradients (B, *shape)."""
+
+    gradients: Tensor
+
+    def squared_norms(self) -> Tensor:
+        return self.gradients.flatten(1).square().sum(1)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        flat = _without_ignored(self.gradients.flatten(1), weights)
+        return (weights @ flat).view(self.gradients.shape[1:])
+
+    def dense(self) -> "Dense":
+        return self
+
+
+@dataclass
+class Outer:
+    """Gradients sum_t g_t a_t^T of a p x d weight (viewed as `shape`, if given)."""
+
+    inputs: Tensor  # (B, T, d)
+    outputs: Tensor  # (B, T, p)
+    shape: torch.Size | None = None
+
+    def squared_norms(self) -> Tensor:
+        # ||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s)
+        grams = (self.inputs @ self.inputs.mT) * (self.outputs @ self.outputs.mT)
+        return (grams.sum((1, 2)) + self._rounding_bound()).clamp(min=0)
+
+    def _rounding_bound(self) -> Tensor:
+        """What cancellation between tokens may have hidden from the Gram sum, (B,).
+
+        Every one of the T^2 products carries a relative error of at most (d + p) u and their sum another T^2 u
+        (u = unit round-off; Higham 2002, sec. 3.1), all of it relative to absolute values, which sum to at most
+        (sum_t ||a_t|| ||g_t||)^2. Adding the bound can only clip more, never less.
+        """
+        _, tokens, width = self.inputs.shape
+        unit = torch.finfo(self.inputs.dtype).eps / 2
+        factor = (width + self.outputs.shape[2] + tokens**2) * unit
+        return factor * (self.inputs.norm(dim=2) * self.outputs.norm(dim=2)).sum(1).square()
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        inputs = _without_ignored(self.inputs, weights).flatten(0, 1)
+        outputs = (_without_ignored(self.outputs, weights) * weights[:, None, None]).flatten(0, 1)
+        total = outputs.mT @ inputs
+        return total if self.shape is None else total.view(self.shape)
+
+    def dense(self) -> Dense:
+        gradients = torch.bmm(self.outputs.mT, self.inputs)
+        return Dense(gradients if self.shape is None else gradients.view(-1, *self.shape))
+
+    def worth_keeping(self) -> bool:
+        """T (d + p) <= d p: cheaper as it is than materialised."""
+        _, tokens, width = self.inputs.shape
+        height = self.outputs.shape[2]
+        return tokens * (width + height) <= width * height
+
+
+def _without_ignored(rows: Tensor, weights: Tensor) -> Tensor:
+    """Rows of weight 0 set to 0, because 0 * inf and 0 * NaN are not 0."""
+    ignored = weights == 0
+    if not bool(ignored.any()):
+        return rows
+    return rows.masked_fill(ignored.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+
+
+def compact(gradient: PerExample) -> PerExample:
+    """The cheaper of the two forms."""
+    if isinstance(gradient, Outer) and not gradient.worth_keeping():
+        return gradient.dense()
+    return gradient
+
+
+def merge(first: PerExample, second: PerExample) -> PerExample:
+    """Gradients of a parameter that was used twice: their sum, which is not the sum of their norms."""
+    if isinstance(first, Outer) and isinstance(second, Outer) and first.shape == second.shape:
+        both = Outer(
+            torch.cat([first.inputs, second.inputs], 1), torch.cat([first.outputs, second.outputs], 1), first.shape
+        )
+        return compact(both)
+    return Dense(first.dense().gradients + second.dense().gradients)

@@ -1,0 +1,108 @@
+"""The privacy plan: every constant of the mechanism, fixed and public before the first draw.
+
+The object that trains is the object that is accounted: q, sigma, C, L, K and the number of attempts are read from
+here by the sampler, the clipper, the noise, the ledger and the accountant, and from nowhere else. Nothing in it
+comes from the private data; `records` is declared by the user.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dpldm.privacy.accounting import Adjacency, calibrate_noise, epsilon
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Poisson-subsampled Gaussian mechanism, `attempts` times, on units of `dataset_id`."""
+
+    dataset_id: str  # the ledger's owner; stays the same when the folder changes
+    epsilon: float  # target, add or remove one unit, for all attempts
+    delta: float
+    records: int  # declared public size: number of units, rounded down by the user
+    expected_batch_size: int  # L, the constant every clipped sum is divided by
+    steps: int  # T, updates wanted
+    reserve_steps: int  # R, attempts that may be lost to crashes
+    max_grad_norm: float  # C
+    draws_per_example: int  # K noise and timestep draws, averaged inside an example
+    noise_multiplier: float  # sigma; noise has standard deviation sigma * C
+    unit: str = "image"
+    public_benchmark: bool = False  # a published data set: not protected by a cap, and reports say so
+
+    @property
+    def sampling_probability(self) -> float:
+        """q = L / records."""
+        return self.expected_batch_size / self.records
+
+    @property
+    def attempts(self) -> int:
+        """T + R: what the noise is calibrated for, and the most that will ever be drawn."""
+        return self.steps + self.reserve_steps
+
+    def epsilon_after(self, attempts: int, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
+        """Upper bound of epsilon after that many attempts, at the plan's delta."""
+        return epsilon(self.noise_multiplier, self.sampling_probability, attempts, self.delta, adjacency)
+
+    def digest(self) -> str:
+        """Identity of the plan: any change of a constant changes it."""
+        return hashlib.sha256(json.dumps(self.constants(), sort_keys=True).encode()).hexdigest()
+
+    def constants(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return asdict(self)
+
+
+def default_reserve(steps: int) -> int:
+    """R = max(5, 2 % of T): each is an attempt that a crash may waste."""
+    return max(5, -(-steps // 50))
+
+
+def make_plan(
+    *,
+    dataset_id: str,
+    epsilon: float,
+    delta: float,
+    records: int,
+    expected_batch_size: int,
+    steps: int,
+    reserve_steps: int | None = None,
+    max_grad_norm: float,
+    draws_per_example: int,
+    public_benchmark: bool = False,
+) -> PrivacyPlan:
+    """A plan whose noise is calibrated so that all T + R attempts together cost at most `epsilon`.
+
+    Raises:
+        ValueError: a constant is out of range; the message names it and what to change.
+    """
+    if not 0 < epsilon < float("inf"):
+        raise ValueError("privacy.epsilon must be a positive number (1 is strong, 10 is weak).")
+    if records < 10:
+        raise ValueError("privacy.records must be at least 10.")
+    if not 1e-15 <= delta < 1 / records:
+        raise ValueError(
+            f"privacy.delta must be below 1/records = {1 / records:.2e} (and at least 1e-15): "
+            "a larger delta would allow publishing a record outright."
+        )
+    if not 1 <= expected_batch_size <= records:
+        raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
+    if min(steps, draws_per_example) < 1 or max_grad_norm <= 0:
+        raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
+    reserve = default_reserve(steps) if reserve_steps is None else reserve_steps
+    if reserve < 0:
+        raise ValueError("privacy.reserve_steps must not be negative.")
+    noise = calibrate_noise(epsilon, delta, expected_batch_size / records, steps + reserve)
+    return PrivacyPlan(
+        dataset_id=dataset_id,
+        epsilon=epsilon,
+        delta=delta,
+        records=records,
+        expected_batch_size=expected_batch_size,
+        steps=steps,
+        reserve_steps=reserve,
+        max_grad_norm=max_grad_norm,
+        draws_per_example=draws_per_example,
+        noise_multiplier=noise,
+        public_benchmark=public_benchmark,
+    )

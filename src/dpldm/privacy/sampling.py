@@ -1,0 +1,25 @@
+"""Poisson sampling: every unit enters a batch independently with probability q.
+
+This is the sampling that the accountant assumes. Shuffled epochs and batches of fixed size have other, and far
+weaker, guarantees (Chua et al. 2024, arXiv 2403.17673), so there is no way to ask for them.
+"""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from dpldm.privacy.entropy import Entropy, random_words
+
+
+def poisson_batch(units: int, sampling_probability: float, entropy: Entropy) -> Tensor:
+    """Indices of one Poisson draw, increasing, int64 (|batch|,); may be empty.
+
+    Each unit is compared with a 64-bit word of its own, so its probability is floor(q * 2**64) / 2**64 <= q.
+    """
+    words = random_words(units, entropy)
+    # A word w counts as the unsigned number w + 2**63; it is below the threshold with the wanted probability.
+    threshold = int(Fraction(sampling_probability) * 2**64) - 2**63
+    if threshold >= 2**63:  # q = 1: everyone
+        return torch.arange(units)
+    return torch.nonzero(words < threshold).flatten()
