@@ -1,0 +1,258 @@
+"""A look at a set of images by its holder. INTERNAL: everything here is about private data."""
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dpldm.data.decode import Unreadable
+from dpldm.data.names import printable
+from dpldm.data.readers import open_source
+from dpldm.data.source import Source
+from dpldm.errors import UserError
+
+_LISTED = 10  # entries of a long list that are shown
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_source` found. INTERNAL: exact facts about private data, not to be published."""
+
+    path: Path
+    layout: str
+    """The format that was recognised."""
+    records: int
+    sizes: dict[tuple[int, int], int]
+    """Number of readable images of each (width, height), most frequent first."""
+    modes: dict[str, int]
+    """Number of readable images of each kind: L, LA, RGB, RGBA, I;16."""
+    bit_depth: int
+    """8, or 16 as soon as one image has 16 bits."""
+    labels: dict[str, int] | None
+    """Records of each class, in `label_order`; None without classes."""
+    captions: bool
+    groups: int | None
+    """Number of distinct groups; None when no group column was named."""
+    max_images_per_group: int | None
+    unreadable: list[tuple[str, str]]
+    """(key, reason)."""
+    duplicates: list[list[str]]
+    """Sets of keys whose images are equal, pixel for pixel."""
+    ignored: list[str]
+    """Files that are no records."""
+    unused_columns: list[str]
+    label_column: str | None
+    group_column: str | None
+
+    @property
+    def readable(self) -> int:
+        """Number of records that hold an image."""
+        return self.records - len(self.unreadable)
+
+
+def inspect_source(
+    path: str | Path,
+    *,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    group_column: str | None = None,
+    image_column: str = "file_name",
+    split: str = "train",
+) -> Inspection:
+    """Opens a set of images as `open_source` does, and looks at every record. INTERNAL.
+
+    Raises:
+        UserError, MissingExtra: as `open_source`.
+    """
+    source = open_source(
+        path,
+        label_column=label_column,
+        caption_column=caption_column,
+        group_column=group_column,
+        image_column=image_column,
+        split=split,
+    )
+    sizes, modes, unreadable, duplicates = _look_at_images(source)
+    labels = None if source.labels is None else Counter(source.labels)
+    groups = None if source.groups is None else Counter(source.groups)
+    return Inspection(
+        path=Path(path),
+        layout=source.layout,
+        records=len(source),
+        sizes=dict(sizes.most_common()),
+        modes=dict(modes.most_common()),
+        bit_depth=16 if "I;16" in modes else 8,
+        labels=None if labels is None else {label: labels[label] for label in label_order(labels)},
+        captions=source.captions is not None,
+        groups=None if groups is None else len(groups),
+        max_images_per_group=None if groups is None else max(groups.values(), default=0),
+        unreadable=unreadable,
+        duplicates=duplicates,
+        ignored=source.ignored,
+        unused_columns=source.unused_columns,
+        label_column=label_column,
+        group_column=group_column,
+    )
+
+
+def label_order(labels: dict[str, int]) -> list[str]:
+    """The names sorted: as numbers when all of them are whole numbers, otherwise as text."""
+    if all(label.isascii() and label.isdigit() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)
+
+
+_Look = tuple[Counter[tuple[int, int]], Counter[str], list[tuple[str, str]], list[list[str]]]
+
+
+def _look_at_images(source: Source) -> _Look:
+    """(sizes, modes, unreadable records, sets of equal images)."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    unreadable = []
+    same: defaultdict[bytes, list[str]] = defaultdict(list)
+    for index, key in enumerate(source.keys):
+        try:
+            image = source.image(index)
+        except Unreadable as error:
+            unreadable.append((key, error.reason))
+            continue
+        sizes[image.size] += 1
+        modes[image.mode] += 1
+        same[hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).digest()].append(key)
+    return sizes, modes, unreadable, [keys for keys in same.values() if len(keys) > 1]
+
+
+def render(inspection: Inspection) -> str:
+    """The inspection as text for the holder's terminal. INTERNAL."""
+    found = inspection
+    lines = [
+        "INTERNAL: exact facts about private images. Do not publish.",
+        "",
+        f"data         {printable(str(found.path))}  ({found.layout})",
+        f"records      {found.records}, of them {found.readable} readable",
+        f"sizes        {_listing([f'{w}x{h}: {n}' for (w, h), n in found.sizes.items()])}",
+        f"modes        {_listing([f'{mode}: {n}' for mode, n in found.modes.items()])}",
+        f"depth        {found.bit_depth} bits",
+        f"classes      {_classes(found)}",
+    ]
+    if found.captions:
+        lines.append("captions     yes")
+    if found.groups is not None:
+        lines.append(f"groups       {found.groups}, with at most {found.max_images_per_group} images each")
+    if found.unused_columns:
+        lines.append(f"not read     columns {_listing([printable(name) for name in found.unused_columns])}")
+    if found.ignored:
+        lines.append(
+            f"not read     {len(found.ignored)} files: {_listing([printable(k) for k in found.ignored])}"
+        )
+    lines += _paragraph("unreadable", [f"{printable(key)}: {reason}" for key, reason in found.unreadable])
+    lines += _paragraph("equal images", [", ".join(map(printable, keys)) for keys in found.duplicates])
+    warnings = _warnings(found)
+    if warnings:
+        lines += ["", *(f"WARNING: {warning}" for warning in warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def _classes(found: Inspection) -> str:
+    if found.labels is None:
+        return "none"
+    return _listing([f"{printable(label)}: {count}" for label, count in found.labels.items()])
+
+
+def _listing(entries: list[str]) -> str:
+    more = len(entries) - _LISTED
+    return ", ".join(entries[:_LISTED] + ([f"and {more} more"] if more > 0 else [])) or "none"
+
+
+def _paragraph(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    more = len(entries) - _LISTED
+    shown = entries[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
+    return [f"{title:12} {len(entries)}", *(f"  {entry}" for entry in shown)]
+
+
+def _warnings(found: Inspection) -> list[str]:
+    warnings = []
+    if (found.max_images_per_group or 0) > 1:
+        warnings.append(
+            "several images share a group: with one record per image, the guarantee would be per image, "
+            "not per person."
+        )
+    elif found.unused_columns and found.group_column is None:
+        warnings.append(
+            "if one of the columns that are not read names a person, set data.group_column to it: otherwise "
+            "the guarantee is per image, not per person."
+        )
+    if found.duplicates:
+        warnings.append("equal images are separate records: the guarantee covers one of them at a time.")
+    if found.bit_depth == 16:
+        warnings.append(
+            "16-bit images need data.window, from the instrument's range and not from the images."
+        )
+    if found.unreadable:
+        warnings.append(
+            "unreadable records stay in the index and contribute nothing: repair them if you can."
+        )
+    return warnings
+
+
+def write_config(inspection: Inspection, path: Path) -> None:
+    """Writes the start of a run's configuration (YAML), without any count of the data.
+
+    Raises:
+        UserError: the file exists.
+    """
+    text = _CONFIG.format(
+        path=_yaml(str(inspection.path)),
+        labels=_yaml(list(inspection.labels or ())),
+        label_column=_yaml(inspection.label_column),
+        group_column=_yaml(inspection.group_column),
+        window="[0, 65535]" if inspection.bit_depth == 16 else "",
+        dataset_id=_yaml(inspection.path.resolve().name.split(".")[0] or "data"),
+    )
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{path} exists: choose another name, or remove it.") from None
+
+
+def _yaml(value: str | list[str] | None) -> str:
+    """A value in YAML's one-line form, quoted where it must be; empty for None."""
+    if value is None:
+        return ""
+    # In a list, because a bare value would be followed by the end mark of a document.
+    return str(yaml.safe_dump([value], default_flow_style=True, width=float("inf"))).strip()[1:-1]
+
+
+_CONFIG = """\
+# Start of a configuration. What it says becomes part of the release: nothing here may come from counting
+# or measuring the private images.
+data:
+  path: {path}
+  image_size: 32       # what the backbone grey32 was trained on
+  channels: 1          # 1 grey, 3 colour
+  # The class names that were found. They are published with the release, so they must be public knowledge:
+  # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
+  labels: {labels}
+  label_column: {label_column}        # column of the metadata table with the class
+  group_column: {group_column}        # column that names the person, when one person may have several images
+  # For 16-bit images: [low, high] shown as black and white. Take it from the instrument, not from the images.
+  window: {window}
+  test_path:           # held-out private images, for internal evaluation only
+
+backbone: grey32
+
+privacy:
+  # One name per data set, for ever: everything that is spent on these images is added up under it.
+  dataset_id: {dataset_id}
+  # A public lower bound of the number of images (of persons, with a group column), which you fill in. The
+  # exact number is itself private: round it down, for example 11,873 to 10000.
+  records:
+  epsilon: 10
+  delta: 1.0e-5        # well below 1 / records
+"""

@@ -1,0 +1,150 @@
+"""The internal look at a data set, and the configuration it starts."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dpldm.data.inspect import inspect_source, label_order, render, write_config
+from dpldm.errors import UserError
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Path:
+    """Five records: two equal images of one person, one of 16 bits, one colour, one broken; a stray file."""
+    root = tmp_path / "clinic"
+    root.mkdir()
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(root / "a.png")
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(root / "b.bmp")
+    Image.fromarray(np.full((5, 5), 4000, dtype=np.uint16)).save(root / "c.png")
+    Image.new("RGB", (3, 3)).save(root / "d.png")
+    (root / "e.png").write_text("broken")
+    (root / "stray\x1b[2J.txt").touch()
+    (root / "metadata.csv").write_text(
+        "file_name,label,patient\na.png,ill,p1\nb.bmp,ill,p1\nc.png,healthy,p2\nd.png,healthy,p3\ne.png,ill,p4\n"
+    )
+    return root
+
+
+def test_counts(clinic: Path) -> None:
+    found = inspect_source(clinic, group_column="patient")
+    assert (found.records, found.readable, found.bit_depth) == (5, 4, 16)
+    assert found.sizes == {(4, 3): 2, (5, 5): 1, (3, 3): 1}
+    assert found.modes == {"L": 2, "I;16": 1, "RGB": 1}
+    assert found.labels == {"healthy": 2, "ill": 3}
+    assert (found.groups, found.max_images_per_group) == (4, 2)
+    assert [key for key, _ in found.unreadable] == ["e.png"]
+    assert found.duplicates == [["a.png", "b.bmp"]]
+    assert found.ignored == ["stray\x1b[2J.txt"]
+    assert not found.captions
+
+
+def test_the_text_is_headed_internal_and_warns(clinic: Path) -> None:
+    text = render(inspect_source(clinic, group_column="patient"))
+    assert text.startswith("INTERNAL")
+    assert "Do not publish" in text.splitlines()[0]
+    for part in ("4x3: 2", "healthy: 2, ill: 3", "e.png: ", "a.png, b.bmp", "at most 2 images each"):
+        assert part in text
+    assert "the guarantee would be per image, not per person" in text
+    assert "\x1b" not in text
+
+
+def test_a_column_that_may_name_persons_is_pointed_out(clinic: Path) -> None:
+    assert "columns patient" in render(inspect_source(clinic))
+    assert "set data.group_column" in render(inspect_source(clinic))
+
+
+def test_nothing_to_warn_of(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x=np.arange(40, dtype=np.uint8).reshape(10, 2, 2), y=np.arange(10))
+    text = render(inspect_source(tmp_path / "set.npz"))
+    assert "WARNING" not in text
+    assert "records      10, of them 10 readable" in text
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    for row in range(30):
+        (tmp_path / f"{row}.png").touch()
+    text = render(inspect_source(tmp_path))
+    assert "unreadable   30" in text
+    assert "and 20 more" in text
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    found = inspect_source(tmp_path)
+    assert (found.records, found.labels, found.groups) == (0, None, None)
+    assert render(found)
+
+
+def test_label_order() -> None:
+    assert label_order({"10": 1, "9": 1, "0": 1}) == ["0", "9", "10"]
+    assert label_order({"10": 1, "9": 1, "b": 1}) == ["10", "9", "b"]
+
+
+def test_config(clinic: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    write_config(inspect_source(clinic, group_column="patient"), path)
+    assert yaml.safe_load(path.read_text()) == {
+        "data": {
+            "path": str(clinic),
+            "image_size": 32,
+            "channels": 1,
+            "labels": ["healthy", "ill"],
+            "label_column": None,
+            "group_column": "patient",
+            "window": [0, 65535],
+            "test_path": None,
+        },
+        "backbone": "grey32",
+        "privacy": {"dataset_id": "clinic", "records": None, "epsilon": 10, "delta": 1e-5},
+    }
+    assert "published with the release" in path.read_text()
+    with pytest.raises(UserError, match="exists"):
+        write_config(inspect_source(clinic), path)
+
+
+def test_config_tells_no_count_of_the_data(tmp_path: Path) -> None:
+    """The same text for ten images and for fifteen, with other sizes, duplicates and an unreadable one."""
+    texts = []
+    for records, size in ((10, 4), (15, 9)):
+        root = tmp_path / "set"
+        for row in range(records):
+            folder = root / ("x" if row % 2 else "y")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (size, size), row % 3).save(folder / f"{row}.png")
+        if records == 15:
+            (root / "x" / "broken.png").touch()
+        config = tmp_path / f"{records}.yaml"
+        write_config(inspect_source(root), config)
+        texts.append(config.read_text())
+    assert texts[0] == texts[1]
+
+
+def test_hostile_names_stay_values(tmp_path: Path) -> None:
+    labels = [
+        "yes",
+        "1e3",
+        "null",
+        "a: b # c",
+        "[x",
+        "new\nline: 1",
+        "\x1b[31m",
+        "猫",
+        "'",
+        '"',
+        "{path}",
+        "x" * 200,
+    ]
+    labels.append(os.fsdecode(b"\xff"))
+    root = tmp_path / "da: ta # {x}"
+    for label in labels:
+        (root / label).mkdir(parents=True)
+        Image.new("L", (2, 2)).save(root / label / "1.png")
+    write_config(inspect_source(root), tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    assert config["data"]["labels"] == sorted(labels)
+    assert config["data"]["path"] == str(root)
+    assert "\x1b" not in text
