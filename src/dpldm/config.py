@@ -1,0 +1,235 @@
+"""Every setting of the package, typed and frozen. YAML in, resolved config out; an unknown key is an error."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Settings are values: frozen, closed to unknown keys, and never echoed in error texts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+
+# --- stages 1 and 2: public images only -------------------------------------------------------------------
+
+
+class StageRecipe(Section):
+    """What stages 1 and 2 have in common."""
+
+    batch_size: Count
+    """Images per step."""
+    steps: Count
+    """Optimizer steps."""
+    learning_rate: Positive
+    """Peak learning rate of AdamW."""
+    warmup_steps: Count = 200
+    """Steps of linear warm-up, then half a cosine."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones that are kept."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints."""
+
+
+class AutoencoderRecipe(StageRecipe):
+    """Stage 1: the autoencoder."""
+
+    latent_channels: Count = 16
+    """Channels of the latent."""
+    widths: tuple[int, ...] = (16, 32, 64, 96)
+    """Channels per resolution; each further entry halves the image once more."""
+    layers_per_block: Count = 1
+    """Residual blocks per resolution."""
+    kl_weight: Positive = 1e-6
+    """Weight of the KL term."""
+    batch_size: Count = 64
+    steps: Count = 9000
+    learning_rate: Positive = 1.5e-3
+    bf16: bool = True
+    """Autocast to bfloat16 (about 1.6 times faster on CPU)."""
+
+
+class DiffusionRecipe(StageRecipe):
+    """Stage 2: the conditional denoiser."""
+
+    widths: tuple[int, ...] = (64, 128)
+    """Channels per resolution of the UNet."""
+    layers_per_block: Count = 1
+    """Residual blocks per resolution."""
+    heads: Count = 4
+    """Attention heads."""
+    condition_dim: Count = 64
+    """Width of the condition token."""
+    pseudo_classes: Count = 64
+    """k-means clusters of public latents that serve as labels."""
+    label_dropout: float = Field(0.15, ge=0, lt=1)
+    """Probability of training with the null label (for guidance)."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    """What the network predicts."""
+    batch_size: Count = 128
+    steps: Count = 6000
+    learning_rate: Positive = 1e-3
+
+
+class BackboneRecipe(Section):
+    """How a public backbone is made: everything that stages 1 and 2 need to run again."""
+
+    name: str
+    """Name of the backbone."""
+    image_size: Count
+    """Pixels a side during pre-training."""
+    channels: Literal[1, 3]
+    """1 grey, 3 colour."""
+    public: tuple[Path, ...]
+    """Directories made by `dpldm public`."""
+    output: Path
+    """Where the backbone is written."""
+    seed: int = 0
+    """Seed of the public randomness."""
+    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
+    diffusion: DiffusionRecipe = DiffusionRecipe()
+
+
+# --- stage 3 and after: a run on private images -------------------------------------------------------------
+
+
+class DataConfig(Section):
+    """The private images and their fixed, public preprocessing."""
+
+    path: Path
+    """Folder or file of private images (see `dpldm inspect`)."""
+    image_size: int = Field(28, ge=8, le=1024)
+    """Pixels a side of the synthetic images; every image is cropped and resized to it."""
+    channels: Literal[1, 3] = 1
+    """1 grey, 3 colour; must be the backbone's."""
+    labels: tuple[str, ...] = ()
+    """All class names, in the order of the synthetic labels. Published with the release, so they must be
+    public knowledge. Empty: unconditional."""
+    label_column: str | None = None
+    """Column of the metadata table that holds the class; found by name when left out."""
+    group_column: str | None = None
+    """Column that names the person or patient of each image; only inspected so far."""
+    window: tuple[float, float] | None = None
+    """Values of 16-bit images that become black and white."""
+    crop: Literal["center", "none"] = "center"
+    """How images that are not square are made square: centre crop, or padding."""
+    test_path: Path | None = None
+    """Real images for evaluation, never used in training. Accuracy on them is INTERNAL."""
+
+
+class PrivacyConfig(Section):
+    """The guarantee. Changing anything here changes the plan."""
+
+    dataset_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the private data set in the ledger. One set, one name, for ever, also when images are added."""
+    records: int | None = None
+    """Public size of the data set: number of images, rounded DOWN by you. It must be declared because the exact
+    count is itself private."""
+    epsilon: float = 10.0
+    """Budget of the run (add or remove one image): 1 is strong, 10 is weak."""
+    delta: float = 1e-5
+    """Must be below 1/records."""
+    expected_batch_size: int | None = None
+    """L: mean size of a Poisson batch, the constant every clipped sum is divided by. Default: records / 8, at
+    most 4,096."""
+    steps: Count = 150
+    """T: updates."""
+    reserve_steps: int | None = None
+    """R: attempts that crashes may waste, calibrated for from the start. Default: 2 % of the steps, at least 5."""
+    max_grad_norm: Positive = 1e-3
+    """C: clip norm. Updates are in units of C, so at small C every gradient is simply normalised."""
+    draws_per_example: Count = 1
+    """K: noise and timestep draws per example and step, averaged before clipping: K times the work, no privacy
+    cost."""
+    ledger: Path | None = None
+    """Ledger file. Default: ledgers/DATASET_ID.jsonl beside the runs."""
+    cap: tuple[float, float] | None = None
+    """Total (epsilon, delta) of all runs ever on this data set; set when the ledger is created. Default: this
+    run's own."""
+    public_benchmark: bool = False
+    """The images are published already (MNIST and the like): no cap, and every report says so."""
+
+
+class OptimizerConfig(Section):
+    """Adam on noised gradients, in units of C."""
+
+    learning_rate: Positive = 1e-3
+    """Step size of Adam."""
+    warmup_steps: int = Field(5, ge=0)
+    """Steps of linear warm-up."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    ema_decay: float = Field(0.95, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones that are sampled and released."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability of training an example with the null label, for guidance."""
+
+
+class SamplingConfig(Section):
+    """How synthetic images are drawn; post-processing, no privacy cost."""
+
+    count: Count = 60_000
+    """Synthetic images, equally many per class."""
+    sampler: Literal["ddim", "dpmsolver++"] = "dpmsolver++"
+    """Solver of the reverse process."""
+    steps: int = Field(20, ge=1, le=1000)
+    """Solver steps."""
+    eta: float = Field(0.0, ge=0, le=1)
+    """Stochasticity of DDIM: 0 deterministic, 1 ancestral."""
+    guidance: float = Field(1.0, ge=0)
+    """Classifier-free guidance: 1 is none, above 1 sharpens classes at twice the work."""
+    label_counts: tuple[int, ...] | None = None
+    """Images per class, in the order of data.labels, instead of equal shares. Must not come from the data."""
+    seed: int = Field(0, ge=0)
+    """Seed of the starting noise. Public."""
+    batch_size: Count = 500
+    """Images drawn together."""
+
+
+class EvaluationConfig(Section):
+    """Internal measurements against data.test_path."""
+
+    protocol: Literal["full", "screen", "quick"] = "full"
+    """full: 50,000 + 10,000 synthetic, 50 epochs; screen: 10,000, CNN, 10 epochs; quick: what there is, CNN."""
+    seeds: tuple[int, ...] = (0,)
+    """One classifier of each kind per seed."""
+    extractor: Literal["efficientnet-lite0", "inception-v3"] = "efficientnet-lite0"
+    """Features of KID and Fréchet distance."""
+    inception_weights: Path | None = None
+    """Local weights file for inception-v3."""
+
+
+class RuntimeConfig(Section):
+    """Speed and places. Nothing here changes the guarantee."""
+
+    output: Path = Path("runs")
+    """Folder of all runs."""
+    physical_batch_size: Count = 128
+    """Examples per forward pass; memory only."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch. Default: all cores."""
+
+
+class RunConfig(Section):
+    """One run: a data set, a backbone, a plan."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run's folder."""
+    data: DataConfig
+    backbone: str = "grey32"
+    """A bundled backbone or a directory made by `dpldm pretrain`."""
+    trainable: str = "attention"
+    """What is tuned: attention (with the embedder), condition, all, or a regular expression."""
+    privacy: PrivacyConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()

@@ -1,0 +1,134 @@
+"""The autoencoder between pixels and latents: stock `AutoencoderKL`, frozen once it is trained.
+
+Two conventions keep the rest of the package simple:
+
+* Pixels outside are uint8 (N, H, W, C); the network sees float32 (N, C, H', W') in [-1, 1], where H' and W'
+  are H and W rounded up to a multiple of the downsampling factor. The margin repeats the edge and is cut off
+  again after decoding, so 28x28 images lose nothing.
+* Latents have zero mean and unit variance per channel on *public* images. The constants are folded into the
+  1x1 convolutions at either end of the latent space (`standardise_latents`), so that `scaling_factor` is 1 and
+  any stock pipeline that loads the directory gets the right scale.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and log-variance of q(z | x), each (N, c, h, w) float32."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw per image, (N, c, h, w)."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+
+def build_autoencoder(
+    image_channels: int, latent_channels: int, widths: tuple[int, ...], layers_per_block: int = 1
+) -> AutoencoderKL:
+    """A small convolutional KL autoencoder that shrinks by 2**(len(widths) - 1).
+
+    No attention in the middle: at 4x4 it costs parameters and buys nothing measurable.
+    """
+    blocks = len(widths)
+    return AutoencoderKL(
+        in_channels=image_channels,
+        out_channels=image_channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=widths,
+        layers_per_block=layers_per_block,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+        sample_size=32,
+    )
+
+
+def downsampling(autoencoder: AutoencoderKL) -> int:
+    """Pixels per latent along one side."""
+    return int(2 ** (len(autoencoder.config.block_out_channels) - 1))
+
+
+def latent_shape(autoencoder: AutoencoderKL, image_size: int) -> tuple[int, int, int]:
+    """(c, h, w) of the latents of a square image of `image_size` pixels a side."""
+    side = -(-image_size // downsampling(autoencoder))
+    return (int(autoencoder.config.latent_channels), side, side)
+
+
+def to_network(pixels: np.ndarray, factor: int) -> Tensor:
+    """uint8 (N, H, W, C) -> float32 (N, C, H', W') in [-1, 1], edges repeated up to a multiple of `factor`."""
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    height, width = images.shape[-2:]
+    return pad_to_multiple(images, factor) if height % factor or width % factor else images
+
+
+def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
+    """Repeat the edge pixels on all four sides until both sides divide by `factor`; (N, C, H, W)."""
+    height, width = images.shape[-2:]
+    extra_h, extra_w = -height % factor, -width % factor
+    margins = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    return F.pad(images, margins, mode="replicate")
+
+
+def from_network(images: Tensor, image_size: int) -> np.ndarray:
+    """float (N, C, H', W') in [-1, 1] -> uint8 (N, image_size, image_size, C): margin cut, rounded to 8 bits."""
+    top = (images.shape[-2] - image_size) // 2
+    left = (images.shape[-1] - image_size) // 2
+    centre = images[..., top : top + image_size, left : left + image_size]
+    levels = ((centre.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def encode(autoencoder: AutoencoderKL, pixels: np.ndarray, batch_size: int = 256) -> Posterior:
+    """Posterior of every image; `pixels` is uint8 (N, H, W, C).
+
+    Images never meet: convolutions and group norms treat each one alone, so a record's latent depends on that
+    record only (tested), which is what lets a private cache be computed once.
+    """
+    factor = downsampling(autoencoder)
+    means, log_variances = [], []
+    for start in range(0, len(pixels), batch_size):
+        batch = to_network(pixels[start : start + batch_size], factor)
+        posterior = autoencoder.encode(batch).latent_dist
+        means.append(posterior.mean)
+        log_variances.append(posterior.logvar)
+    return Posterior(torch.cat(means).float(), torch.cat(log_variances).float())
+
+
+@torch.no_grad()
+def decode(autoencoder: AutoencoderKL, latents: Tensor, image_size: int, batch_size: int = 256) -> np.ndarray:
+    """Latents (N, c, h, w) -> uint8 (N, image_size, image_size, C)."""
+    decoded = [
+        from_network(autoencoder.decode(latents[start : start + batch_size]).sample, image_size)
+        for start in range(0, len(latents), batch_size)
+    ]
+    return np.concatenate(decoded)
+
+
+@torch.no_grad()
+def standardise_latents(autoencoder: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Change the latent coordinates to z' = (z - mean) / std per channel, exactly and in place.
+
+    `quant_conv` maps to (mean, log-variance) of z and `post_quant_conv` reads z; both are 1x1 convolutions, so
+    the change of coordinates is absorbed by their weights: decode(encode(x)) stays the same function.
+    Args are (c,) and must come from public images.
+    """
+    to_moments, from_latent = autoencoder.quant_conv, autoencoder.post_quant_conv
+    channels = mean.numel()
+    to_moments.weight[:channels] /= std[:, None, None, None]
+    to_moments.bias[:channels] = (to_moments.bias[:channels] - mean) / std
+    to_moments.bias[channels:] -= 2 * std.log()
+    from_latent.bias += from_latent.weight[:, :, 0, 0] @ mean
+    from_latent.weight *= std[None, :, None, None]

@@ -1,0 +1,136 @@
+"""A backbone: autoencoder, denoiser and noise schedule with their provenance, in one stock diffusers directory.
+
+    NAME/ model_index.json  vae/  unet/  scheduler/  backbone.json (provenance, recipe, sha256 of the weights)
+
+Weights are stored as float16 and loaded as float32. Everything in a backbone comes from public images.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+from dpldm.errors import UserError
+
+WEIGHTS = ("vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The public half of a DP-LDM."""
+
+    name: str
+    autoencoder: AutoencoderKL
+    denoiser: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    provenance: Mapping[str, Any]
+
+    @property
+    def channels(self) -> int:
+        """Image channels: 1 grey, 3 colour."""
+        return int(self.autoencoder.config.in_channels)
+
+    def save(self, directory: Path) -> None:
+        """Write the directory; weights are rounded to float16."""
+        directory.mkdir(parents=True, exist_ok=True)
+        _save_half(self.autoencoder, directory / "vae")
+        _save_half(self.denoiser, directory / "unet")
+        self.scheduler.save_pretrained(directory / "scheduler")
+        index = {
+            "_class_name": "ClassConditionalLDMPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "vae": ["diffusers", "AutoencoderKL"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+        }
+        _write_json(directory / "model_index.json", index)
+        card = {"name": self.name, **self.provenance, "sha256": {w: sha256_of(directory / w) for w in WEIGHTS}}
+        _write_json(directory / "backbone.json", card)
+
+
+def _save_half(network: Any, directory: Path) -> None:
+    """Save a float16 copy without touching the float32 network."""
+    state = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
+    network.save_config(directory)
+    from safetensors.torch import save_file
+
+    save_file(
+        {n: t.contiguous() for n, t in state.items()},
+        directory / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundled_backbones() -> dict[str, Path]:
+    """Backbones that ship with the package: name -> directory."""
+    root = Path(str(resources.files("dpldm") / "backbones"))
+    return {card.parent.name: card.parent for card in sorted(root.glob("*/backbone.json"))}
+
+
+def locate_backbone(name_or_path: str) -> Path:
+    """Directory of a bundled backbone or of one given by path.
+
+    Raises:
+        UserError: neither a bundled name nor a directory with a backbone.json.
+    """
+    bundled = bundled_backbones()
+    if name_or_path in bundled:
+        return bundled[name_or_path]
+    directory = Path(name_or_path)
+    if (directory / "backbone.json").is_file():
+        return directory
+    raise UserError(
+        f"There is no backbone {name_or_path!r}: give one of {sorted(bundled)} or a directory made by `dpldm pretrain`."
+    )
+
+
+def load_backbone(name_or_path: str) -> Backbone:
+    """Load a backbone as float32, in evaluation mode, after checking its weights against their sha256.
+
+    Raises:
+        UserError: it does not exist, is damaged, or its weights are not the ones its provenance names.
+    """
+    directory = locate_backbone(name_or_path)
+    try:
+        card = json.loads((directory / "backbone.json").read_text(encoding="utf-8"))
+        digests = card.pop("sha256")
+        changed = [weights for weights in WEIGHTS if sha256_of(directory / weights) != digests[weights]]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
+    if changed:
+        raise UserError(f"The weights {changed} of backbone {name_or_path!r} do not match their recorded sha256.")
+    autoencoder = AutoencoderKL.from_pretrained(directory / "vae", **_LOCAL)
+    denoiser = UNet2DConditionModel.from_pretrained(directory / "unet", **_LOCAL)
+    scheduler = DDPMScheduler.from_pretrained(directory / "scheduler", local_files_only=True)
+    return Backbone(
+        name=card.pop("name"),
+        autoencoder=autoencoder.eval().requires_grad_(False),
+        denoiser=denoiser.eval().requires_grad_(False),
+        scheduler=scheduler,
+        provenance=card,
+    )
+
+
+_LOCAL: dict[str, Any] = {
+    "torch_dtype": torch.float32,
+    "low_cpu_mem_usage": False,
+    "local_files_only": True,
+    "use_safetensors": True,
+}

@@ -1,0 +1,82 @@
+"""One file per checkpoint: tensors of several groups and a few numbers, written so that a kill leaves old or new.
+
+safetensors only (no pickle). The file is written beside its target, flushed to disk, and renamed over it.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dpldm.errors import UserError
+
+Groups = dict[str, dict[str, Tensor]]
+
+
+def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """Write `groups` (group -> name -> tensor) and `facts` (JSON values) to one file, all or nothing."""
+    flat = {f"{group}/{name}": t.detach().contiguous() for group, tensors in groups.items() for name, t in tensors.items()}
+    payload = save(flat, metadata={"facts": json.dumps(dict(facts))})
+    replace_file(path, payload)
+
+
+def replace_file(path: Path, payload: bytes, mode: int = 0o600) -> None:
+    """Replace the content of `path` so that a reader, or a kill at any moment, sees the old or the new file."""
+    temporary = path.with_name(path.name + ".partial")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
+    """What `save_checkpoint` wrote.
+
+    Raises:
+        UserError: the file is not a checkpoint or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            groups: Groups = {}
+            for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                group, name = key.split("/", 1)
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+    except Exception as error:
+        raise UserError(f"The checkpoint {path.name} cannot be read: delete it to start this stage again.") from error
+    return groups, facts
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, in the order of its parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in zip(names, parameters, strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in zip(names, parameters, strict=True):
+        prefix = f"{name}/"
+        state = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = state
