@@ -12,9 +12,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Section(BaseModel):
     """Settings are values: frozen, closed to unknown keys, and never echoed in error texts."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 # --- stages 1 and 2: public images only -------------------------------------------------------------------
@@ -115,7 +113,7 @@ class DataConfig(Section):
     """Column of the metadata table that holds the class; found by name when left out."""
     group_column: str | None = None
     """Column that names the person or patient of each image; only inspected so far."""
-    window: tuple[float, float] | None = None
+    window: tuple[int, int] | None = None
     """Values of 16-bit images that become black and white."""
     crop: Literal["center", "none"] = "center"
     """How images that are not square are made square: centre crop, or padding."""

@@ -52,9 +52,7 @@ def test_lossless_grey(format: str) -> None:
     assert np.array_equal(np.asarray(image.convert("L")), GREY)
 
 
-@pytest.mark.parametrize(
-    ("format", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]
-)
+@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
 def test_lossless_colour(format: str, options: dict[str, object]) -> None:
     image = decode(encoded(Image.fromarray(COLOUR), format, **options))
     assert image.mode == "RGB"
@@ -133,9 +131,7 @@ def test_exif_orientation(format: str, orientation: int) -> None:
     assert np.array_equal(np.asarray(image), ORIENTED[orientation](GREY))
 
 
-@pytest.mark.parametrize(
-    "exif", [b"II*\0\xff\xff\xff\x7fgarbage", b"II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\1\0"]
-)
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\x7fgarbage", b"II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\1\0"])
 def test_a_broken_exif_block_costs_neither_the_image_nor_a_warning(exif: bytes) -> None:
     png = encoded(Image.fromarray(GREY), "PNG")
     end = png.index(b"IDAT") - 4
@@ -146,9 +142,7 @@ def test_a_broken_exif_block_costs_neither_the_image_nor_a_warning(exif: bytes) 
     assert told == []
 
 
-BOMB_PNG = (
-    png_header(20000, 20000) + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + png_chunk(b"IEND", b"")
-)
+BOMB_PNG = png_header(20000, 20000) + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + png_chunk(b"IEND", b"")
 BOMB_BMP = encoded(Image.fromarray(GREY), "BMP")
 BOMB_BMP = BOMB_BMP[:18] + struct.pack("<ii", 9000, 9000) + BOMB_BMP[26:]
 BROKEN = {

@@ -86,9 +86,7 @@ def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
     (root / "T-shirt" / ".000001.png.part").write_bytes(b"half")
     export_images(root, images, LABELS, NAMES, card="card")
     again = files(root)
-    assert {name: data for name, (_, data) in again.items()} == {
-        name: data for name, (_, data) in complete.items()
-    }
+    assert {name: data for name, (_, data) in again.items()} == {name: data for name, (_, data) in complete.items()}
     rewritten = {name for name in complete if name.endswith(".png") and again[name][0] != complete[name][0]}
     assert rewritten == {lost, torn}
 
@@ -144,9 +142,7 @@ def test_hostile_labels_stay_inside_and_evaluate_to_nothing(tmp_path: Path) -> N
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(), max_size=20), min_size=1, max_size=4, unique=True))
-def test_any_labels_round_trip_through_the_tree(
-    tmp_path_factory: pytest.TempPathFactory, labels: list[str]
-) -> None:
+def test_any_labels_round_trip_through_the_tree(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
     root = tmp_path_factory.mktemp("export")
     images = random_images(1, len(labels))
     export_images(root, images, np.arange(len(labels), dtype=np.int64), labels, card="")
@@ -183,9 +179,7 @@ def test_npz_without_labels(tmp_path: Path) -> None:
         (random_images(1), LABELS - 1, NAMES),
     ],
 )
-def test_arrays_that_do_not_fit(
-    tmp_path: Path, images: np.ndarray, labels: np.ndarray, names: list[str]
-) -> None:
+def test_arrays_that_do_not_fit(tmp_path: Path, images: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
     with pytest.raises(ValueError, match=r"must be|not an index"):
         export_images(tmp_path, images, labels, names, card="")
     assert list(tmp_path.iterdir()) == []

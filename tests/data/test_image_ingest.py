@@ -48,9 +48,7 @@ def png_bytes(image: Image.Image, path: Path, **options: object) -> bytes:
 
 def header_only_png(path: Path, width: int, height: int) -> None:
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)))
 
 
 def animated(path: Path, format: str) -> None:
@@ -199,9 +197,7 @@ def test_other_refusals(tmp_path: Path) -> None:
 
 
 def same(one: Ingested, other: Ingested) -> bool:
-    return all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("pixels", "labels", "null")
-    )
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("pixels", "labels", "null"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

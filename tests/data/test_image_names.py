@@ -19,9 +19,7 @@ def test_printable_is_one_line_of_utf8(text: str) -> None:
     assert result.encode().decode() == result
     assert len(result.splitlines()) <= 1
     assert not set(result) & {*map(chr, range(32)), *map(chr, range(127, 160)), "\u202e", "\u200b"}
-    assert (result == text) == all(
-        unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" for c in text
-    )
+    assert (result == text) == all(unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" for c in text)
 
 
 @pytest.mark.parametrize(

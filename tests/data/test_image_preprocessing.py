@@ -48,9 +48,7 @@ def test_mnist_passes_bit_for_bit(pixels: np.ndarray, crop: str) -> None:
     assert np.array_equal(Preprocessing(28, 3, crop=crop).apply(image), np.stack([pixels] * 3, axis=-1))
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "rows", "columns"), [(4, 7, (0, 4), (1, 5)), (9, 4, (2, 6), (0, 4))]
-)
+@pytest.mark.parametrize(("height", "width", "rows", "columns"), [(4, 7, (0, 4), (1, 5)), (9, 4, (2, 6), (0, 4))])
 def test_centre_crop(height: int, width: int, rows: tuple[int, int], columns: tuple[int, int]) -> None:
     pixels = np.arange(height * width, dtype=np.uint8).reshape(height, width)
     expected = pixels[slice(*rows), slice(*columns)]

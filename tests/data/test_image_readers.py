@@ -228,9 +228,7 @@ def test_rows_of_floats_outside_the_range_are_unreadable(tmp_path: Path) -> None
     assert (np.asarray(source.image(0)) == 128).all()
 
 
-@pytest.mark.parametrize(
-    ("split", "rows"), [("train", slice(0, 3)), ("val", slice(3, 4)), ("test", slice(4, 6))]
-)
+@pytest.mark.parametrize(("split", "rows"), [("train", slice(0, 3)), ("val", slice(3, 4)), ("test", slice(4, 6))])
 def test_medmnist_archive(tmp_path: Path, split: str, rows: slice) -> None:
     parts = {"train": slice(0, 3), "val": slice(3, 4), "test": slice(4, 6)}
     labels = np.arange(10, 16, dtype=np.uint8)[:, None]
@@ -291,9 +289,7 @@ def test_mnist_folder(tmp_path: Path, ending: str, separator: str) -> None:
     parts = {"train": (PIXELS[:4], [3, 1, 4, 1]), "t10k": (PIXELS[4:], [5, 9])}
     for prefix, (images, labels) in parts.items():
         write_idx(tmp_path / f"{prefix}-images{separator}idx3-ubyte{ending}", images)
-        write_idx(
-            tmp_path / f"{prefix}-labels{separator}idx1-ubyte{ending}", np.array(labels, dtype=np.uint8)
-        )
+        write_idx(tmp_path / f"{prefix}-labels{separator}idx1-ubyte{ending}", np.array(labels, dtype=np.uint8))
     train, test = open_source(tmp_path), open_source(tmp_path, split="test")
     assert np.array_equal(pixels_of(train), PIXELS[:4])
     assert train.labels == ["3", "1", "4", "1"]

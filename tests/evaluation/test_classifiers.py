@@ -138,9 +138,7 @@ def test_bfloat16_is_used_only_where_the_processor_has_it(monkeypatch: pytest.Mo
     channels=st.sampled_from([1, 3]),
     classes=st.integers(2, 12),
 )
-def test_any_size_gives_one_logit_a_class(
-    kind: Kind, height: int, width: int, channels: int, classes: int
-) -> None:
+def test_any_size_gives_one_logit_a_class(kind: Kind, height: int, width: int, channels: int, classes: int) -> None:
     network = build_network(kind, (height, width, channels), classes).eval()
     assert network(torch.zeros(2, channels, height, width)).shape == (2, classes)
 

@@ -68,9 +68,7 @@ def test_parameter_counts_and_names_are_those_of_the_public_file(network: Incept
 
 
 def _layer(network: nn.Module, name: str, x: Tensor, stride: int = 1) -> Tensor:
-    state = {
-        key.removeprefix(f"{name}."): value for key, value in network.state_dict().items() if name in key
-    }
+    state = {key.removeprefix(f"{name}."): value for key, value in network.state_dict().items() if name in key}
     kernel = state["conv.weight"]
     padding = [side // 2 for side in kernel.shape[2:]] if stride == 1 else 0
     x = F.conv2d(x, kernel, stride=stride, padding=padding)
@@ -147,9 +145,7 @@ def test_average_pool_leaves_the_padding_out() -> None:
         torch.testing.assert_close(block(torch.ones(1, 1, 4, 4)), torch.full((1, 1, 4, 4), 1.001**-0.5))
 
 
-def test_the_extractor_gives_2048_features_and_repeats_grey(
-    network: InceptionNetwork, weights_folder: Path
-) -> None:
+def test_the_extractor_gives_2048_features_and_repeats_grey(network: InceptionNetwork, weights_folder: Path) -> None:
     extractor = InceptionV3(weights_folder / "inception.safetensors")
     assert (extractor.name, extractor.dim) == ("inception-v3", 2048)
     grey = np.random.default_rng(0).integers(0, 256, (1, 28, 28, 1), dtype=np.uint8)
@@ -168,8 +164,7 @@ def test_both_file_formats_load_strictly(weights_folder: Path, network: Inceptio
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(loaded.state_dict().values(), network.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), network.state_dict().values(), strict=True)
     )
 
 

@@ -83,12 +83,8 @@ def test_the_result_is_plain_json() -> None:
 def test_progress_names_the_classifier_and_seed() -> None:
     calls: list[tuple[object, ...]] = []
     short = Protocol("short", train=40, validation=10, epochs=2)
-    _evaluate(
-        protocol=short, kinds=("logreg", "mlp"), seeds=(0, 7), on_epoch=lambda *call: calls.append(call)
-    )
-    assert calls == [
-        (kind, seed, done, 2) for kind in ("logreg", "mlp") for seed in (0, 7) for done in (1, 2)
-    ]
+    _evaluate(protocol=short, kinds=("logreg", "mlp"), seeds=(0, 7), on_epoch=lambda *call: calls.append(call))
+    assert calls == [(kind, seed, done, 2) for kind in ("logreg", "mlp") for seed in (0, 7) for done in (1, 2)]
 
 
 def test_the_protocols_have_the_stated_sizes() -> None:
@@ -107,9 +103,7 @@ def test_quick_uses_all_images_and_a_sixth_to_choose(n: int) -> None:
 
 
 def test_too_few_synthetic_images_say_how_many_to_sample() -> None:
-    with pytest.raises(
-        UserError, match=r"needs 360 synthetic images and there are 350: sample at least 10 more"
-    ):
+    with pytest.raises(UserError, match=r"needs 360 synthetic images and there are 350: sample at least 10 more"):
         _evaluate(n=350)
     with pytest.raises(UserError, match="at least 6"):
         quick(5)

@@ -98,7 +98,9 @@ def unet_inputs(examples: int, draws: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     return {
         "latents": torch.randn(examples * draws, 4, 4, 4, generator=generator).double(),
-        "context": condition(torch.randint(4, (examples,), generator=generator), 3).double().repeat_interleave(draws, 0),
+        "context": condition(torch.randint(4, (examples,), generator=generator), 3)
+        .double()
+        .repeat_interleave(draws, 0),
         "timesteps": torch.randint(1000, (examples * draws,), generator=generator),
         "noise": torch.randn(examples * draws, 4, 4, 4, generator=generator).double(),
     }

@@ -61,16 +61,10 @@ def open_npz(path: Path, split: str) -> ArraySource:
     try:
         with np.load(path, allow_pickle=False) as archive:
             if sum(member.file_size for member in archive.zip.infolist()) > MAX_ARRAY_BYTES:
-                raise UserError(
-                    f"{path} holds more than {MAX_ARRAY_BYTES // 2**30} GiB: use a folder of files."
-                )
-            images_name, labels_name = (
-                ("x", "y") if "x" in archive else (f"{split}_images", f"{split}_labels")
-            )
+                raise UserError(f"{path} holds more than {MAX_ARRAY_BYTES // 2**30} GiB: use a folder of files.")
+            images_name, labels_name = ("x", "y") if "x" in archive else (f"{split}_images", f"{split}_labels")
             if images_name not in archive:
-                raise UserError(
-                    f"{path} has neither an array x nor {split}_images: rename the array of images."
-                )
+                raise UserError(f"{path} has neither an array x nor {split}_images: rename the array of images.")
             images = archive[images_name]
             labels = archive.get(labels_name)
             if not isinstance(images, np.ndarray) or isinstance(labels, bytes):
@@ -113,9 +107,7 @@ def find_idx(root: Path, split: str) -> Path | None:
         if (root / f"{prefix}-images{separator}idx3-ubyte{ending}").is_file()
     }
     if found and split not in found:
-        raise UserError(
-            f"{root} has no IDX images of the split {split!r}: it has {', '.join(sorted(found))}."
-        )
+        raise UserError(f"{root} has no IDX images of the split {split!r}: it has {', '.join(sorted(found))}.")
     return found.get(split)
 
 
@@ -168,9 +160,7 @@ def _channels_last(path: Path, images: NDArray[np.generic]) -> NDArray[np.generi
     )
 
 
-def _pixels(
-    path: Path, images: NDArray[np.generic]
-) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], dict[int, str]]:
+def _pixels(path: Path, images: NDArray[np.generic]) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], dict[int, str]]:
     """Images as unsigned integers, and the rows of floats that could not be read as pixels."""
     if images.dtype == np.uint8:
         return images.astype(np.uint8, copy=False), {}
@@ -193,9 +183,7 @@ def _pixels(
 def _label_names(path: Path, labels: NDArray[np.generic], count: int) -> list[str]:
     """Labels (N,) or (N, 1), integers or text, as text."""
     if labels.shape not in ((count,), (count, 1)):
-        raise UserError(
-            f"{path} does not hold one label for each image: give labels of shape (N,) or (N, 1)."
-        )
+        raise UserError(f"{path} does not hold one label for each image: give labels of shape (N,) or (N, 1).")
     if labels.dtype.kind not in "iuU":
         raise UserError(f"{path} holds labels of type {labels.dtype}: give whole numbers or text.")
     return [str(label) for label in labels.reshape(-1).tolist()]

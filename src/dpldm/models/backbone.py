@@ -51,7 +51,11 @@ class Backbone:
             "scheduler": ["diffusers", "DDPMScheduler"],
         }
         _write_json(directory / "model_index.json", index)
-        card = {"name": self.name, **self.provenance, "sha256": {w: sha256_of(directory / w) for w in WEIGHTS}}
+        card = {
+            "name": self.name,
+            **self.provenance,
+            "sha256": {w: sha256_of(directory / w) for w in WEIGHTS},
+        }
         _write_json(directory / "backbone.json", card)
 
 

@@ -67,7 +67,12 @@ def condition(labels: Tensor, classes: int) -> Tensor:
 
 
 def denoising_losses(
-    denoiser: nn.Module, scheduler: DDPMScheduler, latents: Tensor, context: Tensor, timesteps: Tensor, noise: Tensor
+    denoiser: nn.Module,
+    scheduler: DDPMScheduler,
+    latents: Tensor,
+    context: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
 ) -> Tensor:
     """Squared error of the prediction, one value per row (N,): eq. 2 of Rombach et al. (2022), not yet averaged.
 
@@ -78,8 +83,9 @@ def denoising_losses(
         target = scheduler.get_velocity(latents, noise, timesteps)
     else:
         target = noise
-    prediction = denoiser(noisy, timesteps, encoder_hidden_states=context).sample
-    return (prediction.float() - target).square().flatten(1).mean(1)
+    prediction: Tensor = denoiser(noisy, timesteps, encoder_hidden_states=context).sample
+    losses: Tensor = (prediction.float() - target).square().flatten(1).mean(1)
+    return losses
 
 
 @torch.no_grad()

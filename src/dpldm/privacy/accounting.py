@@ -31,9 +31,7 @@ def _relation(adjacency: Adjacency) -> Any:
 def _event(noise_multiplier: float, sampling_probability: float, steps: int) -> Any:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
-    return SelfComposedDpEvent(
-        PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier)), steps
-    )
+    return SelfComposedDpEvent(PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier)), steps)
 
 
 @lru_cache(maxsize=256)
@@ -64,9 +62,7 @@ def epsilon_rdp(noise_multiplier: float, sampling_probability: float, steps: int
     return float(accountant.get_epsilon(delta))
 
 
-def delta_at(
-    noise_multiplier: float, sampling_probability: float, steps: int, target_epsilon: float
-) -> float:
+def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, target_epsilon: float) -> float:
     """Upper bound of delta at `target_epsilon` (add or remove one): the other way to read the same curve."""
     from dp_accounting.pld import PLDAccountant
 

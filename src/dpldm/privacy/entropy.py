@@ -50,4 +50,8 @@ class SeededEntropy:
 
 def random_words(count: int, entropy: Entropy) -> Tensor:
     """`count` uniform 64-bit words as int64 (two's complement), shape (count,)."""
-    return torch.frombuffer(bytearray(entropy.bytes(8 * count)), dtype=torch.int64) if count else torch.empty(0, dtype=torch.int64)
+    return (
+        torch.frombuffer(bytearray(entropy.bytes(8 * count)), dtype=torch.int64)
+        if count
+        else torch.empty(0, dtype=torch.int64)
+    )

@@ -7,7 +7,7 @@ gradients need. A layer is tapped while `tapped(...)` is open, and restored afte
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,8 @@ class _Tap(torch.autograd.Function):
         # `anchor` requires a gradient, so backward reaches this layer even when x is a constant.
         ctx.save_for_backward(x)
         ctx.layer, ctx.record = layer, record
-        return KINDS[type(layer)].forward(layer, x)
+        y: Tensor = KINDS[type(layer)].forward(layer, x)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
@@ -44,7 +45,7 @@ def tapped(layers: list[nn.Module], record: Record) -> Iterator[None]:
 
     def tap(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         # Called by keyword or by position, as the stock modules do; one tensor in, one tensor out.
-        return lambda input: _Tap.apply(input, anchor, layer, record)  # type: ignore[no-any-return]
+        return lambda input: _Tap.apply(input, anchor, layer, record)  # type: ignore[no-untyped-call]
 
     for layer in layers:
         layer.forward = tap(layer)
@@ -85,16 +86,28 @@ class Conv2dTap:
 
     @staticmethod
     def grad_input(layer: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_input(
-            x.shape, layer.weight, grad, layer.stride, layer.padding, layer.dilation, layer.groups
-        )
+        padding, groups = list(layer.padding), layer.groups
+        return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+            grad,
+            x,
+            layer.weight,
+            None,
+            list(layer.stride),
+            padding,
+            list(layer.dilation),
+            False,
+            [0, 0],
+            groups,
+            [True, False, False],
+        )[0]
 
     @staticmethod
     def gradients(layer: nn.Conv2d, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
         if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
             patches = x.flatten(2)  # (rows, d, T)
         else:
-            patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+            padding = cast(tuple[int, int], layer.padding)  # text such as "same" is refused when tapping
+            patches = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
         tokens = _by_example(patches, examples)
         outputs = _by_example(grad.flatten(2), examples)
         found: dict[str, PerExample] = {"weight": Outer(tokens, outputs, layer.weight.shape)}
@@ -144,11 +157,18 @@ class GroupNormTap:
     def grad_input(layer: nn.GroupNorm, x: Tensor, grad: Tensor) -> Tensor:
         x, grad = x.contiguous(), grad.contiguous()
         rows, channels, positions = x.shape[0], x.shape[1], x[0, 0].numel()
-        _, mean, rstd = torch.native_group_norm(
-            x, None, None, rows, channels, positions, layer.num_groups, layer.eps
-        )
+        _, mean, rstd = torch.native_group_norm(x, None, None, rows, channels, positions, layer.num_groups, layer.eps)
         return torch.ops.aten.native_group_norm_backward(  # type: ignore[no-any-return]
-            grad, x, mean, rstd, layer.weight, rows, channels, positions, layer.num_groups, [True, False, False]
+            grad,
+            x,
+            mean,
+            rstd,
+            layer.weight,
+            rows,
+            channels,
+            positions,
+            layer.num_groups,
+            [True, False, False],
         )[0]
 
     @staticmethod

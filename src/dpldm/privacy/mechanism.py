@@ -32,9 +32,7 @@ class PrivateGradient:
         entropy: source of the draw and the noise.
     """
 
-    def __init__(
-        self, plan: PrivacyPlan, ledger: Ledger, clipped: ClippedSum, units: int, entropy: Entropy
-    ) -> None:
+    def __init__(self, plan: PrivacyPlan, ledger: Ledger, clipped: ClippedSum, units: int, entropy: Entropy) -> None:
         if (clipped.clip_norm, clipped.draws) != (plan.max_grad_norm, plan.draws_per_example):
             raise ValueError("The clipped sum was not built with the plan's clip norm and draws per example.")
         self._plan, self._ledger, self._clipped = plan, ledger, clipped

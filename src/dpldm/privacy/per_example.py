@@ -62,7 +62,8 @@ class Outer:
     def squared_norms(self) -> Tensor:
         # ||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s)
         grams = (self.inputs @ self.inputs.mT) * (self.outputs @ self.outputs.mT)
-        return (grams.sum((1, 2)) + self._rounding_bound()).clamp(min=0)
+        squared: Tensor = grams.sum((1, 2)) + self._rounding_bound()
+        return squared.clamp(min=0)
 
     def _rounding_bound(self) -> Tensor:
         """What cancellation between tokens may have hidden from the Gram sum, (B,).
@@ -74,7 +75,8 @@ class Outer:
         _, tokens, width = self.inputs.shape
         unit = torch.finfo(self.inputs.dtype).eps / 2
         factor = (width + self.outputs.shape[2] + tokens**2) * unit
-        return factor * (self.inputs.norm(dim=2) * self.outputs.norm(dim=2)).sum(1).square()
+        bound: Tensor = factor * (self.inputs.norm(dim=2) * self.outputs.norm(dim=2)).sum(1).square()
+        return bound
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         inputs = _without_ignored(self.inputs, weights).flatten(0, 1)
@@ -112,7 +114,9 @@ def merge(first: PerExample, second: PerExample) -> PerExample:
     """Gradients of a parameter that was used twice: their sum, which is not the sum of their norms."""
     if isinstance(first, Outer) and isinstance(second, Outer) and first.shape == second.shape:
         both = Outer(
-            torch.cat([first.inputs, second.inputs], 1), torch.cat([first.outputs, second.outputs], 1), first.shape
+            torch.cat([first.inputs, second.inputs], 1),
+            torch.cat([first.outputs, second.outputs], 1),
+            first.shape,
         )
         return compact(both)
     return Dense(first.dense().gradients + second.dense().gradients)

@@ -18,6 +18,7 @@ class PrivacyPlan:
     """Poisson-subsampled Gaussian mechanism, `attempts` times, on units of `dataset_id`."""
 
     dataset_id: str  # the ledger's owner; stays the same when the folder changes
+    run: str  # another run with the same constants is another plan, and is paid for again
     epsilon: float  # target, add or remove one unit, for all attempts
     delta: float
     records: int  # declared public size: number of units, rounded down by the user
@@ -44,6 +45,24 @@ class PrivacyPlan:
         """Upper bound of epsilon after that many attempts, at the plan's delta."""
         return epsilon(self.noise_multiplier, self.sampling_probability, attempts, self.delta, adjacency)
 
+    def epsilon_curve(self, points: int = 16) -> list[tuple[int, float]]:
+        """(attempts, epsilon) at about equally spaced numbers of attempts, the last being T + R.
+
+        Epsilons are upper bounds on a coarse grid, capped by the exact final value, which bounds them all.
+        """
+        final = self.epsilon_after(self.attempts)
+        grid = sorted({max(1, round(self.attempts * (k + 1) / points)) for k in range(points)})
+        return [
+            (
+                n,
+                min(
+                    final,
+                    epsilon(self.noise_multiplier, self.sampling_probability, n, self.delta, discretisation=1e-3),
+                ),
+            )
+            for n in grid
+        ]
+
     def digest(self) -> str:
         """Identity of the plan: any change of a constant changes it."""
         return hashlib.sha256(json.dumps(self.constants(), sort_keys=True).encode()).hexdigest()
@@ -61,6 +80,7 @@ def default_reserve(steps: int) -> int:
 def make_plan(
     *,
     dataset_id: str,
+    run: str,
     epsilon: float,
     delta: float,
     records: int,
@@ -95,6 +115,7 @@ def make_plan(
     noise = calibrate_noise(epsilon, delta, expected_batch_size / records, steps + reserve)
     return PrivacyPlan(
         dataset_id=dataset_id,
+        run=run,
         epsilon=epsilon,
         delta=delta,
         records=records,

@@ -35,19 +35,16 @@ def autoencoder_loss(
     noise = torch.randn(mean.shape, generator=generator)
     reconstruction = autoencoder.decode(mean + torch.exp(0.5 * log_variance) * noise).sample.float()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
-    return (reconstruction_loss(reconstruction, images) + kl_weight * divergence).mean()
+    loss: Tensor = (reconstruction_loss(reconstruction, images) + kl_weight * divergence).mean()
+    return loss
 
 
 class AutoencoderTraining(PublicTraining):
     """Stage 1 over `images`, uint8 (N, S, S, C)."""
 
-    def __init__(
-        self, recipe: AutoencoderRecipe, images: np.ndarray, seed: int, checkpoint: Path
-    ) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, images: np.ndarray, seed: int, checkpoint: Path) -> None:
         torch.manual_seed(seed)
-        network = build_autoencoder(
-            images.shape[3], recipe.latent_channels, recipe.widths, recipe.layers_per_block
-        )
+        network = build_autoencoder(images.shape[3], recipe.latent_channels, recipe.widths, recipe.layers_per_block)
         super().__init__(network.to(memory_format=torch.channels_last), recipe, seed, checkpoint)
         self.recipe, self.images = recipe, images
 
@@ -55,7 +52,10 @@ class AutoencoderTraining(PublicTraining):
         batch = jitter(batch_of(self.images, self.recipe.batch_size, generator), generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
             return autoencoder_loss(
-                self.network, batch.contiguous(memory_format=torch.channels_last), self.recipe.kl_weight, generator
+                self.network,
+                batch.contiguous(memory_format=torch.channels_last),
+                self.recipe.kl_weight,
+                generator,
             )
 
     def finish(self) -> AutoencoderKL:

@@ -21,7 +21,9 @@ Groups = dict[str, dict[str, Tensor]]
 
 def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
     """Write `groups` (group -> name -> tensor) and `facts` (JSON values) to one file, all or nothing."""
-    flat = {f"{group}/{name}": t.detach().contiguous() for group, tensors in groups.items() for name, t in tensors.items()}
+    flat = {
+        f"{group}/{name}": t.detach().contiguous() for group, tensors in groups.items() for name, t in tensors.items()
+    }
     payload = save(flat, metadata={"facts": json.dumps(dict(facts))})
     replace_file(path, payload)
 
@@ -70,9 +72,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` returned."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -48,9 +47,7 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
 
     posterior = encode_public(autoencoder, images, recipe.seed)
     labels = pseudo_classes(posterior.mean, recipe.diffusion.pseudo_classes, recipe.seed)
-    second = DiffusionTraining(
-        recipe.diffusion, posterior, labels, recipe.seed + 1, work / "diffusion.safetensors"
-    )
+    second = DiffusionTraining(recipe.diffusion, posterior, labels, recipe.seed + 1, work / "diffusion.safetensors")
     for step in second.steps():
         yield PretrainStep("diffusion", step.number, recipe.diffusion.steps, step.loss)
 
@@ -65,7 +62,11 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
             "public_images": len(images),
             "pseudo_class_sizes": _sizes(labels, recipe.diffusion.pseudo_classes),
             "reconstruction_l1": mean_absolute_error(autoencoder, images[:: max(1, len(images) // 2000)]),
-            "versions": {"dpldm": dpldm.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+            "versions": {
+                "dpldm": dpldm.__version__,
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+            },
         },
     )
     backbone.save(recipe.output)
@@ -73,5 +74,3 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
 
 def _sizes(labels: Tensor, classes: int) -> list[int]:
     return [int(n) for n in np.bincount(labels.numpy(), minlength=classes)]
-
-

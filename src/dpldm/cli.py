@@ -1,0 +1,84 @@
+"""The command line: a table of commands, each a thin call of one function of the package.
+
+Starting is cheap: nothing heavy is imported before the command is known. Every mistake of the user ends in one
+sentence on stderr and exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import dpldm
+from dpldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives and what it is for."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "inspect": Command("dpldm.commands.inspect", "look at a folder of images (internal) and start a config"),
+    "plan": Command("dpldm.commands.run", "what a run will cost in privacy, time and memory; opens no image"),
+    "rehearse": Command("dpldm.commands.run", "the same plan on public images: the quality to expect, no budget spent"),
+    "run": Command("dpldm.commands.run", "finetune, sample, evaluate and release, one after the other"),
+    "finetune": Command("dpldm.commands.run", "tune the backbone on private images with DP-SGD; resumes"),
+    "sample": Command("dpldm.commands.run", "draw synthetic images from the tuned model; resumes"),
+    "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
+    "release": Command("dpldm.commands.run", "collect what may leave, with its privacy statement"),
+    "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
+    "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
+    "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, or show one"),
+    "public": Command("dpldm.commands.public", "make public image sets: glyphs, icons; write the bundled digits"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"dpldm {dpldm.__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"There is no command {name!r}: use one of {', '.join(COMMANDS)}.")
+        module = import_module(COMMANDS[name].module)
+        parser = argparse.ArgumentParser(
+            prog=f"dpldm {name}",
+            description=f"{COMMANDS[name].summary[0].upper()}{COMMANDS[name].summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return int(module.main(name, parser, words[1:]))
+    except UserError as error:
+        print(f"dpldm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndpldm: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    table = "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items())
+    return f"""dpldm {dpldm.__version__}: a folder of private images in, a synthetic folder with a true guarantee out.
+
+usage: dpldm COMMAND [options]        dpldm COMMAND --help
+
+commands:
+{table}
+
+A first run:
+  dpldm inspect my-images --write run.yaml     then fill in privacy.records
+  dpldm plan --config run.yaml
+  dpldm rehearse --config run.yaml
+  dpldm run --config run.yaml
+"""

@@ -1,0 +1,42 @@
+"""`dpldm pretrain --recipe FILE` and `dpldm backbone list|show`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from dpldm.config import BackboneRecipe
+from dpldm.console import follow, out
+from dpldm.loading import load_config
+
+
+def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Make a backbone, or tell about the bundled ones."""
+    return _pretrain(parser, words) if name == "pretrain" else _backbone(parser, words)
+
+
+def _pretrain(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML like recipes/grey32.yaml")
+    recipe = load_config(BackboneRecipe, parser.parse_args(words).recipe)
+    from dpldm.train.pretrain import PretrainStep, pretrain
+
+    def describe(step: PretrainStep) -> tuple[int, int, str]:
+        return step.number, step.steps, f"{step.stage}, loss {step.loss:.4f}"
+
+    follow(pretrain(recipe), "pretrain", describe)
+    out.print(f"The backbone is in {recipe.output}: use it with  backbone: {recipe.output}")
+    return 0
+
+
+def _backbone(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    from dpldm.models.backbone import bundled_backbones, locate_backbone
+
+    parser.add_argument("action", choices=("list", "show"))
+    parser.add_argument("name", nargs="?", help="bundled name or directory")
+    given = parser.parse_args(words)
+    if given.action == "list" or given.name is None:
+        for known in bundled_backbones():
+            out.print(known)
+        return 0
+    card = json.loads((locate_backbone(given.name) / "backbone.json").read_text(encoding="utf-8"))
+    out.print_json(data=card)
+    return 0

@@ -1,0 +1,57 @@
+"""`dpldm public glyphs|icons|digits`."""
+
+import argparse
+from pathlib import Path
+
+from dpldm.console import out
+from dpldm.data.bundled import write_digits
+from dpldm.data.public.glyphs import make_glyphs
+from dpldm.data.public.icons import make_icons
+
+
+def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Make one public set."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|digits")
+    glyphs = kinds.add_parser("glyphs", help="letters of free fonts, jittered like handwriting")
+    glyphs.add_argument("--fonts", type=Path, nargs="*", help="folders of font files (default: installed fonts)")
+    glyphs.add_argument(
+        "--hold-out", type=float, default=0.0, metavar="SHARE", help="font families to leave out (0.25)"
+    )
+    glyphs.add_argument("--only-held-out", action="store_true", help="make the set of the families left out")
+    icons = kinds.add_parser("icons", help="shapes from an unpacked @iconify/json package")
+    icons.add_argument("--source", type=Path, required=True, help="folder of the unpacked package")
+    icons.add_argument("--shaded", type=float, default=0.6, metavar="SHARE", help="share drawn with texture (0.6)")
+    for kind in (glyphs, icons):
+        kind.add_argument("--count", type=int, required=True, help="number of images")
+        kind.add_argument("--image-size", type=int, default=32, help="pixels a side (32)")
+        kind.add_argument("--seed", type=int, default=0, help="seed; the same seed gives the same bytes")
+    icons.add_argument("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour")
+    digits = kinds.add_parser("digits", help="write the 5,000 bundled handwritten digits as folders")
+    for kind in (glyphs, icons, digits):
+        kind.add_argument("--output", type=Path, required=True, help="folder to write")
+    given = parser.parse_args(words)
+    if given.kind == "digits":
+        private, test = write_digits(given.output)
+        out.print(f"4,000 digits in {private}, 1,000 in {test}.")
+        return 0
+    if given.kind == "glyphs":
+        made = make_glyphs(
+            given.fonts or None,
+            image_size=given.image_size,
+            count=given.count,
+            seed=given.seed,
+            held_out_fraction=given.hold_out,
+            only_held_out=given.only_held_out,
+        )
+    else:
+        made = make_icons(
+            given.source,
+            image_size=given.image_size,
+            channels=given.channels,
+            count=given.count,
+            seed=given.seed,
+            shaded_fraction=given.shaded,
+        )
+    made.save(given.output)
+    out.print(f"{len(made):,} images in {given.output}; look at contact-sheet.png and dropped-sheet.png there.")
+    return 0

@@ -1,0 +1,145 @@
+"""The commands that take a run's config: plan, rehearse, run, finetune, sample, evaluate, release."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from dpldm.config import RunConfig
+from dpldm.console import follow, out
+from dpldm.errors import UserError
+from dpldm.loading import load_config, settings
+
+
+def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Read the config and run one stage, or all of them."""
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML; start one with `dpldm inspect`"
+    )
+    if name in ("run", "release"):
+        parser.add_argument(
+            "--what", choices=("data", "model", "both"), default="data", help="what the release holds (data)"
+        )
+    if name == "rehearse":
+        parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
+    parser.set_defaults(command=name)
+    parser.epilog = _all_settings()
+    given, rest = parser.parse_known_args(words)
+    config = load_config(RunConfig, given.config, overrides(rest))
+    _use_threads(config)
+    if name == "rehearse":
+        from dpldm.rehearsing import rehearsal
+
+        config = rehearsal(config, given.stand_in)
+        out.print(f"Rehearsal on public images: run {config.name!r}.")
+    for stage in _STAGES[name]:
+        stage(config, given)
+    return 0
+
+
+def overrides(words: list[str]) -> list[tuple[str, str]]:
+    """`--a.b value` and `--a.b=value` as (key, text) pairs.
+
+    Raises:
+        UserError: something is no flag, or has no value.
+    """
+    pairs: list[tuple[str, str]] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is no option: write settings as --section.key value.")
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            if not remaining or remaining[0].startswith("--"):
+                raise UserError(f"--{key} needs a value.")
+            text = remaining.pop(0)
+        pairs.append((key.replace("-", "_"), text))
+    return pairs
+
+
+def _all_settings() -> str:
+    lines = ["settings (in the file, or as --section.key value):"]
+    for key, description, default in settings(RunConfig):
+        shown = "" if default is None or default == () else f" [{default}]"
+        lines.append(f"  {key}{shown}\n      {description}")
+    return "\n".join(lines)
+
+
+def _use_threads(config: RunConfig) -> None:
+    if config.runtime.threads:
+        import torch
+
+        torch.set_num_threads(config.runtime.threads)
+
+
+def _plan(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.planning import plan
+    from dpldm.report.forecast import forecast_table
+
+    out.print(forecast_table(plan(config)))
+
+
+def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.train.finetune import FinetuneStep, finetune
+
+    def describe(step: FinetuneStep) -> tuple[int, int, str]:
+        return step.number, step.steps, f"epsilon {step.epsilon_spent:.2f} (delta {config.privacy.delta:g})"
+
+    last = follow(finetune(config), "finetune", describe)
+    if last is not None and last.ended_early:
+        out.print(f"The reserve of attempts is used up: the run ends after {last.number} of {last.steps} updates.")
+
+
+def _sample(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.run import Run
+    from dpldm.sampling import SampleStep, load_synthetic, sample
+    from dpldm.sheet import save_contact_sheet
+
+    def describe(step: SampleStep) -> tuple[int, int, str]:
+        return step.done, step.count, "images"
+
+    follow(sample(config), "sample", describe)
+    drawn = load_synthetic(config)
+    sheet = Run(config).directory / "contact-sheet.png"
+    save_contact_sheet(sheet, drawn.images, drawn.labels)
+    out.print(f"contact sheet: {sheet}")
+
+
+def _evaluate(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.evaluation.evaluate import evaluate
+    from dpldm.report.forecast import evaluation_table
+    from dpldm.run import Run
+
+    status = out.status("evaluate: extracting features")
+    with status:
+        result = evaluate(config, lambda kind, seed, done, total: status.update(f"evaluate: {kind} {done}/{total}"))
+    if result.public_benchmark or given.command == "evaluate":
+        out.print(evaluation_table(result))
+    else:  # the console of a run is outside: what reads private images is shown only to who asks for it
+        out.print(f"evaluation: INTERNAL, see {Run(config).private / 'evaluation.json'} or run `dpldm evaluate`")
+
+
+def _evaluate_if_possible(config: RunConfig, given: argparse.Namespace) -> None:
+    if config.data.test_path is None:
+        out.print("No data.test_path: evaluation is left out.")
+    else:
+        _evaluate(config, given)
+
+
+def _release(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.releasing import release
+
+    target = release(config, given.what)
+    out.print(f"release: {target}  (check it with  dpldm verify {target})")
+
+
+Stage = Callable[[RunConfig, argparse.Namespace], None]
+_STAGES: dict[str, tuple[Stage, ...]] = {
+    "plan": (_plan,),
+    "finetune": (_finetune,),
+    "sample": (_sample,),
+    "evaluate": (_evaluate,),
+    "release": (_release,),
+    "run": (_plan, _finetune, _sample, _evaluate_if_possible, _release),
+    "rehearse": (_plan, _finetune, _sample, _evaluate),
+}

@@ -1,0 +1,70 @@
+"""What a run says: progress with time left on a terminal, a line now and then elsewhere. Public facts only."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+out = Console(highlight=False, soft_wrap=True)
+LINE_EVERY_SECONDS = 20.0
+
+Item = TypeVar("Item")
+Describe = Callable[[Item], tuple[int, int, str]]
+
+
+def follow(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item | None:
+    """Consume a generator of steps, showing `describe(step) -> (done, total, note)`; returns the last step."""
+    last: Item | None = None
+    if not out.is_terminal:
+        return _follow_in_lines(items, title, describe)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task(title, total=None, note="")
+        for item in items:
+            last = item
+            done, total, note = describe(item)
+            progress.update(task, completed=done, total=total, note=note)
+    return last
+
+
+def _follow_in_lines(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item | None:
+    """One line at the start, every 20 seconds, and at the end: sensible in a log file."""
+    start = shown = time.monotonic()
+    first_done: int | None = None
+    last: Item | None = None
+    for item in items:
+        last = item
+        done, total, note = describe(item)
+        now = time.monotonic()
+        if first_done is None:
+            first_done, start = done, now
+        if now - shown >= LINE_EVERY_SECONDS or done == total:
+            shown = now
+            rate = (done - first_done) / (now - start) if now > start else 0.0
+            left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
+            out.print(f"{title} {done}/{total}  {note}{left}")
+    return last
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,78 @@
+"""The private cache: every private image encoded once, by mean and log-variance.
+
+Lives in the run's `private/` folder (0600 in 0700) and never leaves it. Keeping both moments lets every step
+sample a fresh latent, as encoding on the fly would.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from dpldm.config import DataConfig
+from dpldm.data.ingest import ingest
+from dpldm.data.preprocessing import Preprocessing
+from dpldm.data.readers import open_source
+from dpldm.models.autoencoder import Posterior, encode
+from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class PrivateLatents:
+    """Encoded private records. PRIVATE, including how many there are."""
+
+    posterior: Posterior  # mean and log-variance, each (N, c, h, w)
+    labels: Tensor  # (N,) int64, index in data.labels, -1 if unconditional
+    usable: Tensor  # (N,) bool, False for null records
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+    """The fixed, public preprocessing that a config declares."""
+    return Preprocessing(image_size=data.image_size, channels=data.channels, window=data.window, crop=data.crop)
+
+
+def private_latents(data: DataConfig, autoencoder: AutoencoderKL, backbone: str, path: Path) -> PrivateLatents:
+    """The cache at `path`, made on the first call.
+
+    Everything that must be refused because of the data is refused here, before a ledger is opened.
+
+    Raises:
+        UserError: see `ingest`.
+    """
+    # The name of what was encoded: another preprocessing or backbone must not meet an old cache.
+    recipe = hashlib.sha256((data.model_dump_json(exclude={"test_path"}) + backbone).encode()).hexdigest()
+    if path.exists():
+        groups, facts = load_checkpoint(path)
+        if facts["recipe"] == recipe:
+            cache = groups["latents"]
+            posterior = Posterior(cache["mean"], cache["log_variance"])
+            return PrivateLatents(posterior, cache["labels"], cache["usable"].bool())
+    source = open_source(data.path, label_column=data.label_column, group_column=data.group_column)
+    records = ingest(source, preprocessing_of(data), data.labels)
+    _log_problems(path.parent / "unreadable.jsonl", records.problems)
+    posterior = encode(autoencoder, records.pixels)
+    latents = PrivateLatents(posterior, torch.from_numpy(records.labels), torch.from_numpy(~records.null))
+    cache = {
+        "mean": posterior.mean,
+        "log_variance": posterior.log_variance,
+        "labels": latents.labels,
+        "usable": latents.usable.to(torch.uint8),
+    }
+    save_checkpoint(path, {"latents": cache}, {"recipe": recipe})
+    return latents
+
+
+def _log_problems(path: Path, problems: list[tuple[str, str]]) -> None:
+    """INTERNAL: which files became null records, and why."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        for key, reason in problems:
+            file.write(json.dumps({"file": key, "reason": reason}) + "\n")

@@ -1,0 +1,97 @@
+"""`evaluate`: how useful and how close the synthetic images are, against real test images.
+
+The numbers are functions of private images unless the set is a public benchmark: they go to the run's `private/`
+folder, marked INTERNAL, and a release never reads them.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dpldm.config import RunConfig
+from dpldm.data.ingest import Ingested, ingest
+from dpldm.data.latents import preprocessing_of
+from dpldm.data.readers import open_source
+from dpldm.errors import UserError
+from dpldm.evaluation.classifiers import Kind
+from dpldm.evaluation.features import EfficientNetLite0, FeatureExtractor, InceptionV3
+from dpldm.evaluation.fidelity import Distance, measure
+from dpldm.evaluation.utility import FULL, SCREEN, Protocol, UtilityResult, quick, train_on_synthetic
+from dpldm.run import Run
+from dpldm.sampling import SyntheticSet, load_synthetic
+from dpldm.train.checkpoint import replace_file
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measurements of one run. INTERNAL unless `public_benchmark`."""
+
+    utility: UtilityResult | None  # None without classes
+    distances: list[Distance]
+    public_benchmark: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, headed by their status."""
+        return {
+            "status": "public benchmark" if self.public_benchmark else "INTERNAL: reads private images, do not publish",
+            "utility": self.utility.to_json() if self.utility else None,
+            "distances": [asdict(distance) | {"text": str(distance)} for distance in self.distances],
+        }
+
+
+def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] | None = None) -> Evaluation:
+    """Measure a sampled run against `data.test_path` and write `private/evaluation.json`.
+
+    Raises:
+        UserError: there are no test images, or too few synthetic ones for the protocol.
+    """
+    synthetic, test = load_synthetic(config), _test_images(config)
+    classes = len(config.data.labels)
+    public = config.privacy.public_benchmark
+    utility = None
+    if classes:
+        utility = train_on_synthetic(
+            synthetic.images,
+            synthetic.labels,
+            test.pixels[~test.null],
+            test.labels[~test.null],
+            protocol=_protocol(config, len(synthetic.labels)),
+            classes=classes,
+            seeds=config.evaluation.seeds,
+            public_benchmark=public,
+            on_epoch=on_epoch,
+        )
+    result = Evaluation(utility, _distances(config, synthetic, test), public)
+    replace_file(Run(config).private / "evaluation.json", json.dumps(result.to_json(), indent=2).encode())
+    return result
+
+
+def _test_images(config: RunConfig) -> Ingested:
+    data = config.data
+    if data.test_path is None:
+        raise UserError("evaluate needs real test images that were not trained on: set data.test_path.")
+    source = open_source(data.test_path, label_column=data.label_column, group_column=data.group_column, split="test")
+    return ingest(source, preprocessing_of(data), data.labels)
+
+
+def _protocol(config: RunConfig, images: int) -> Protocol:
+    return {"full": FULL, "screen": SCREEN}.get(config.evaluation.protocol) or quick(images)
+
+
+def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Distance]:
+    real = test.pixels[~test.null]
+    # As many synthetic as real images, in a fixed random order: more would only cost time.
+    order = np.random.default_rng(0).permutation(len(synthetic.images))[: max(len(real), 10)]
+    return measure(real, synthetic.images[order], _extractor(config))
+
+
+def _extractor(config: RunConfig) -> FeatureExtractor:
+    settings = config.evaluation
+    if settings.extractor == "efficientnet-lite0":
+        return EfficientNetLite0()
+    if settings.inception_weights is None:
+        raise UserError("The extractor inception-v3 needs evaluation.inception_weights, a local weights file.")
+    return InceptionV3(settings.inception_weights)

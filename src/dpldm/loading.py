@@ -1,0 +1,115 @@
+"""From YAML and flags to one validated config: raw values are merged first, then validated once.
+
+Later wins: defaults < file < `--section.key value`. Texts of errors name the setting and never repeat the value.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dpldm.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+MAX_CONFIG_BYTES = 1_000_000
+
+
+def load_config(model: type[Model], path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Model:
+    """Read `path`, put `overrides` (dotted key, YAML text) on top, validate.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, or a value is out of range.
+    """
+    raw = _read(path) if path is not None else {}
+    for key, text in overrides:
+        _put(raw, key, text)
+    return validate(model, raw)
+
+
+def validate(model: type[Model], raw: Mapping[str, Any]) -> Model:
+    """`model` from raw values.
+
+    Raises:
+        UserError: names every offending key and what to change.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("  ".join(_explain(model, problem) for problem in error.errors())) from None
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(dotted key, description, default) of every setting, in the order of the classes."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from settings(annotation, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else field.default
+            yield f"{prefix}{name}", " ".join((field.description or "").split()), default
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"The config {path} is larger than 1 MB: that is no config.")
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The config {path} cannot be read: check the path given with --config.") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        raise UserError(f"The config {path} is not valid YAML{line}: correct its indentation or quoting.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"The config {path} must hold sections such as `data:` and `privacy:`.")
+    return raw
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, which configs do not need and which can be nested into bombs.
+
+    Also reads 1e-5 as a number, which YAML 1.1 takes for text.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _put(raw: dict[str, Any], key: str, text: str) -> None:
+    try:
+        value = yaml.load(text, Loader=_PlainLoader)
+    except yaml.YAMLError:
+        value = text
+    *sections, leaf = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"--{key}: {section} is not a section.")
+    raw[leaf] = value
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    """One sentence for one pydantic problem."""
+    key = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+    known = [name for name, _, _ in settings(model)]
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f": did you mean {close[0]}?" if close else ": `dpldm run --help` lists all settings."
+        return f"{key} is not a setting{hint}"
+    if problem["type"] == "missing":
+        return f"{key} is missing: set it in the config or with --{key}."
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{key} is not valid: {text[0].lower()}{text[1:]}."

@@ -1,0 +1,115 @@
+"""`plan`: what a run will cost in privacy, time and memory, before anything is spent and without opening an image."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dpldm.config import RunConfig
+from dpldm.data.latents import PrivateLatents
+from dpldm.models.autoencoder import Posterior, latent_shape
+from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.entropy import SystemEntropy
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.run import plan_of
+from dpldm.train.finetune import Tuner, check_fit, example_losses
+
+HARD_TO_LEARN = 3.0
+"""Noise-to-signal above which runs on public proxies did not become useful; see `Forecast.noise_to_signal`."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Everything `plan` shows. Functions of the config and the public backbone."""
+
+    plan: PrivacyPlan
+    epsilon_curve: list[tuple[int, float]]  # (attempts, epsilon)
+    epsilon: float
+    epsilon_replace_one: float
+    trainable_parameters: int
+    total_parameters: int
+    noise_to_signal: float
+    """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have."""
+    seconds: float | None  # fine-tuning, on this machine; None if not timed
+    memory_bytes: int  # weights, gradients, Adam, average and one physical pass, roughly
+    warnings: list[str]
+
+
+def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
+    """The forecast of a run; opens no image.
+
+    Args:
+        timed: run two physical passes on random latents to estimate the duration.
+
+    Raises:
+        UserError: a constant is missing or out of range, or the backbone does not fit.
+    """
+    constants = plan_of(config)
+    backbone = load_backbone(config.backbone)
+    check_fit(config, backbone)
+    total = sum(p.numel() for p in backbone.denoiser.parameters())
+    tuner = Tuner(backbone.denoiser, len(config.data.labels), config.trainable, config.optimizer)
+    tuned = sum(p.numel() for p in tuner.trainable.values())
+    ratio = constants.noise_multiplier * math.sqrt(tuned) / constants.expected_batch_size
+    per_example, activations = _measure(config, constants, backbone, tuner) if timed else (None, 0)
+    examples = constants.steps * constants.expected_batch_size
+    return Forecast(
+        plan=constants,
+        epsilon_curve=constants.epsilon_curve(8),
+        epsilon=constants.epsilon_after(constants.attempts),
+        epsilon_replace_one=constants.epsilon_after(constants.attempts, Adjacency.REPLACE_ONE),
+        trainable_parameters=tuned,
+        total_parameters=total,
+        noise_to_signal=ratio,
+        seconds=None if per_example is None else per_example * examples,
+        memory_bytes=4 * (total + 6 * tuned) + activations,
+        warnings=_warnings(constants, ratio),
+    )
+
+
+def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tuner: Tuner) -> tuple[float, int]:
+    """(seconds per example, bytes of a pass) of a physical batch of random latents."""
+    size = min(config.runtime.physical_batch_size, constants.expected_batch_size)
+    shape = (size, *latent_shape(backbone.autoencoder, config.data.image_size))
+    labels = torch.zeros(size, dtype=torch.int64) - (0 if config.data.labels else 1)
+    stand_in = PrivateLatents(
+        Posterior(torch.randn(shape), torch.zeros(shape)), labels, torch.ones(size, dtype=torch.bool)
+    )
+    rows, entropy = torch.arange(size), SystemEntropy()
+    bytes_saved = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal bytes_saved
+        bytes_saved += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with ClippedSum(tuner.network, tuner.trainable, constants.max_grad_norm, constants.draws_per_example) as clipped:
+
+        def step() -> None:
+            clipped.accumulate(
+                example_losses(tuner.network, backbone.scheduler, stand_in, rows, constants, 0.1, entropy)
+            )
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            step()
+        start = time.perf_counter()
+        step()
+        return (time.perf_counter() - start) / size, bytes_saved
+
+
+def _warnings(constants: PrivacyPlan, noise_to_signal: float) -> list[str]:
+    found = []
+    if noise_to_signal > HARD_TO_LEARN:
+        found.append(
+            f"Noise-to-signal {noise_to_signal:.1f} is above {HARD_TO_LEARN:g}: do not expect this run to learn much. "
+            "What helps: more records, a larger expected_batch_size, a larger epsilon, or a smaller trainable set "
+            "(trainable: condition)."
+        )
+    if constants.epsilon > 5:
+        found.append(f"Epsilon {constants.epsilon:g} is a weak worst-case promise; 1 is strong.")
+    if constants.public_benchmark:
+        found.append("Declared a public benchmark: nothing is protected, no cap applies, and the release says so.")
+    return found

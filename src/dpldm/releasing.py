@@ -1,0 +1,128 @@
+"""`release`: what may leave, copied by an allow-list into runs/NAME/release/.
+
+    release/  README.md  privacy.json  [synthetic/]  [model/]
+
+Allowed are synthetic images and their labels, averaged tuned weights inside the public backbone, the plan, and the
+ledger's head. Everything else of a run (latents, optimizer state, metrics on private images, file names, counts,
+paths) is not read here.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import dpldm
+from dpldm.config import RunConfig
+from dpldm.data.export import export_images, export_npz
+from dpldm.errors import UserError
+from dpldm.models.backbone import load_backbone, locate_backbone, sha256_of
+from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.ledger import read_ledger
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.report.card import release_card, synthetic_card
+from dpldm.run import Run, plan_of
+from dpldm.sampling import load_synthetic, tuned_network
+from dpldm.train.checkpoint import load_checkpoint, replace_file
+
+What = Literal["data", "model", "both"]
+
+
+def release(config: RunConfig, what: What = "data") -> Path:
+    """Write the release directory of a finished run and return it.
+
+    Raises:
+        UserError: the run is not finished, or an older release is in the way.
+    """
+    run, plan = Run(config), plan_of(config)
+    statement = privacy_statement(config, plan)
+    target = run.release
+    if target.exists():
+        raise UserError(f"{target} exists already: move it away, so that a release is never a mix of two.")
+    partial = target.with_name("release.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if what in ("data", "both"):
+        synthetic = load_synthetic(config)
+        names, card = config.data.labels, synthetic_card(config, statement)
+        export_images(partial / "synthetic", synthetic.images, synthetic.labels, names, card=card)
+        export_npz(partial / "synthetic.npz", synthetic.images, synthetic.labels)
+    if what in ("model", "both"):
+        backbone = load_backbone(config.backbone)
+        tuned = replace(backbone, name=f"{backbone.name}-{config.name}", denoiser=tuned_network(config, backbone))
+        tuned.save(partial / "model")
+    files = sorted(p for p in partial.rglob("*") if p.is_file())
+    statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
+    replace_file(partial / "privacy.json", (json.dumps(statement, indent=2) + "\n").encode(), mode=0o644)
+    (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
+    partial.rename(target)
+    return target
+
+
+def privacy_statement(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
+    """The guarantee as data: everything needed to recompute it, nothing that is private.
+
+    Raises:
+        UserError: the run has not been fine-tuned.
+    """
+    run = Run(config)
+    if not run.checkpoint.exists():
+        raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
+    _, facts = load_checkpoint(run.checkpoint)
+    entries = read_ledger(run.ledger)
+    return {
+        "format": "dpldm-privacy-1",
+        "guarantee": {
+            "epsilon": plan.epsilon_after(plan.attempts),
+            "epsilon_replace_one": plan.epsilon_after(plan.attempts, Adjacency.REPLACE_ONE),
+            "delta": plan.delta,
+            "adjacency": Adjacency.ADD_OR_REMOVE_ONE.value,
+            "unit": plan.unit,
+            "covers": "all noised gradients of the run, hence every model and image made from them",
+            "public_benchmark": plan.public_benchmark,
+        },
+        "plan": plan.constants(),
+        "plan_digest": plan.digest(),
+        "updates": facts["updates"],
+        "ledger": {
+            "dataset_id": plan.dataset_id,
+            "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
+            "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
+        },
+        "mechanism": "Poisson-subsampled Gaussian, flat clipping, noise from the operating system's generator",
+        "declared_constants": _declared(config),
+        "backbone": _backbone_facts(config),
+        "software": _versions(),
+    }
+
+
+def _declared(config: RunConfig) -> Mapping[str, Any]:
+    """What was declared public, and is therefore not protected. Paths are left out."""
+    data = config.data
+    return {
+        "records": config.privacy.records,
+        "labels": list(data.labels),
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "crop": data.crop,
+        "window": list(data.window) if data.window else None,
+        "trainable": config.trainable,
+        "optimizer": config.optimizer.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json"),
+    }
+
+
+def _backbone_facts(config: RunConfig) -> Mapping[str, Any]:
+    card = json.loads((locate_backbone(config.backbone) / "backbone.json").read_text(encoding="utf-8"))
+    return {"name": card["name"], "sha256": card["sha256"]}
+
+
+def _versions() -> Mapping[str, str]:
+    from importlib.metadata import version
+
+    return {
+        "dpldm": dpldm.__version__,
+        **{name: version(name) for name in ("torch", "diffusers", "dp-accounting")},
+    }

@@ -1,0 +1,89 @@
+"""The texts that accompany a release: plain Markdown, from the privacy statement and declared constants alone."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from dpldm.config import RunConfig
+
+PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|!~"})
+
+
+def guarantee_sentence(statement: Mapping[str, Any]) -> str:
+    """The guarantee in one sentence that defines its unit."""
+    claim = statement["guarantee"]
+    return (
+        f"({claim['epsilon']:.3g}, {claim['delta']:g})-differentially private with respect to adding or removing one "
+        f"{claim['unit']} of the training set (replacing one {claim['unit']}: epsilon {claim['epsilon_replace_one']:.3g})"
+    )
+
+
+def odds_sentence(epsilon: float) -> str:
+    """What epsilon bounds for someone who thought membership a coin flip: e^eps / (1 + e^eps)."""
+    belief = 1 / (1 + math.exp(-epsilon))
+    weak = " As a worst-case promise this is weak." if epsilon > 5 else ""
+    return (
+        "Someone who knows everything else and thought it a coin flip whether one particular image was used can "
+        f"become at most {100 * belief:.4g} % sure.{weak}"
+    )
+
+
+def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """README.md of the release directory."""
+    claim, plan = statement["guarantee"], statement["plan"]
+    benchmark = (
+        "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
+        if claim["public_benchmark"]
+        else ""
+    )
+    return f"""# {plain(config.name)}
+
+This release is {guarantee_sentence(statement)}.
+
+{odds_sentence(claim["epsilon"])}
+{benchmark}
+| | |
+|---|---|
+| mechanism | {statement["mechanism"]} |
+| noise multiplier sigma | {plan["noise_multiplier"]} |
+| sampling probability q | {plan["expected_batch_size"]} / {plan["records"]} |
+| attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
+| clip norm C, draws K | {plan["max_grad_norm"]:g}, {plan["draws_per_example"]} |
+| backbone (public) | {plain(statement["backbone"]["name"])} |
+| ledger head | {statement["ledger"]["head"]["seq"]}, `{statement["ledger"]["head"]["hash"]}` |
+
+Not protected, because declared public: the number of records as declared ({plan["records"]}), the class names, image
+size, preprocessing, hyperparameters and the backbone. The promise is per {claim["unit"]}.
+
+Check it with `dpldm verify` and this directory: epsilon is recomputed from `privacy.json`, and every file's hash is
+compared.
+"""
+
+
+def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """Data card of the synthetic images, with the metadata block that data hubs read."""
+    header = {"tags": ["synthetic", "differential-privacy", "dp-sgd"], "pretty_name": config.name}
+    labels = ", ".join(plain(name) for name in config.data.labels) or "none (unconditional)"
+    sampling = config.sampling
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+# Synthetic images: {plain(config.name)}
+
+Every image here was drawn from a generative model; none is a photograph of anyone or anything. The set is
+{guarantee_sentence(statement)}.
+
+* {sampling.count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
+* drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
+* classes are equally frequent unless declared otherwise: their true frequencies were not used
+
+Limits: small classes and rare appearances are rendered worst; differential privacy does not remove bias from the
+data. Test any model trained on this set on real images before relying on it.
+"""
+
+
+def plain(text: str) -> str:
+    """Text as Markdown shows it literally, on one line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split()).translate(PLAIN)

@@ -1,0 +1,65 @@
+"""The tables of `plan` and `evaluate` for a terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dpldm.console import duration
+from dpldm.evaluation.evaluate import Evaluation
+from dpldm.planning import Forecast
+
+
+def forecast_table(forecast: Forecast) -> RenderableType:
+    """Everything about a plan, privacy first."""
+    plan = forecast.plan
+    table = Table(title=f"plan of run {plan.run}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    claim = f"epsilon {forecast.epsilon:.4g}, delta {plan.delta:g}"
+    table.add_row("guarantee", f"{claim}, adding or removing one {plan.unit}")
+    table.add_row("", f"epsilon {forecast.epsilon_replace_one:.4g} for replacing one {plan.unit}")
+    table.add_row(
+        "sampling probability q",
+        f"{plan.sampling_probability:.5f} = {plan.expected_batch_size} / {plan.records}",
+    )
+    table.add_row("attempts", f"T = {plan.steps} updates + R = {plan.reserve_steps} in reserve")
+    table.add_row("noise multiplier sigma", f"{plan.noise_multiplier}")
+    table.add_row("clip norm C, draws K", f"{plan.max_grad_norm:g}, {plan.draws_per_example}")
+    curve = "  ".join(f"{n}: {value:.2f}" for n, value in forecast.epsilon_curve)
+    table.add_row("epsilon after attempts", curve)
+    share = forecast.trainable_parameters / forecast.total_parameters
+    table.add_row(
+        "tuned parameters P",
+        f"{forecast.trainable_parameters:,} of {forecast.total_parameters:,} ({share:.0%})",
+    )
+    table.add_row("noise-to-signal", f"{forecast.noise_to_signal:.2f} = sigma sqrt(P) / L, per step")
+    if forecast.seconds is not None:
+        table.add_row("fine-tuning here", f"about {duration(forecast.seconds)}, {forecast.memory_bytes / 1e9:.1f} GB")
+    warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
+    return Group(table, *warnings)
+
+
+def evaluation_table(result: Evaluation) -> RenderableType:
+    """Accuracies and distances, headed by whether they may be shown."""
+    status = "public benchmark" if result.public_benchmark else "INTERNAL: reads private images, do not publish"
+    table = Table(title=f"evaluation ({status})", title_justify="left")
+    table.add_column("measure", style="bold")
+    table.add_column("value")
+    table.add_column("how")
+    utility = result.utility
+    for kind, score in utility.scores.items() if utility else ():
+        low, high = score.interval
+        how = (
+            f"{utility.protocol} protocol: {utility.train:,} + {utility.validation:,} synthetic, {utility.epochs} epochs"
+            if utility
+            else ""
+        )
+        table.add_row(f"{kind} accuracy", f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})", how)
+    for distance in result.distances:
+        error = "" if distance.error is None else f" ± {distance.error:.2g}"
+        table.add_row(
+            distance.label,
+            f"{distance.value:.4g}{error}",
+            f"{distance.n_real:,} real, {distance.n_fake:,} synthetic",
+        )
+    return table

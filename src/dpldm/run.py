@@ -1,0 +1,132 @@
+"""A run on disk: its folders, its resolved config, its plan and its ledger's place.
+
+runs/NAME/  config.resolved.yaml
+            private/   0700: latents of the private images, checkpoint, logs, internal metrics
+            synthetic/ images as they are drawn
+            release/   what may leave
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dpldm.config import PrivacyConfig, RunConfig
+from dpldm.errors import UserError
+from dpldm.privacy.plan import PrivacyPlan, make_plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run."""
+
+    config: RunConfig
+
+    @property
+    def directory(self) -> Path:
+        """runs/NAME."""
+        return self.config.runtime.output / self.config.name
+
+    @property
+    def private(self) -> Path:
+        """INTERNAL: nothing in here may be published."""
+        return self.directory / "private"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Tuned weights, averages and optimizer state: functions of noised gradients."""
+        return self.private / "finetune.safetensors"
+
+    @property
+    def latents(self) -> Path:
+        """Encoded private images."""
+        return self.private / "latents.safetensors"
+
+    @property
+    def synthetic(self) -> Path:
+        """Drawn images, one file per batch."""
+        return self.directory / "synthetic"
+
+    @property
+    def release(self) -> Path:
+        """What may leave."""
+        return self.directory / "release"
+
+    @property
+    def ledger(self) -> Path:
+        """Ledger of the data set, shared by all its runs."""
+        privacy = self.config.privacy
+        return privacy.ledger or self.config.runtime.output / "ledgers" / f"{privacy.dataset_id}.jsonl"
+
+    def create(self) -> None:
+        """Make the folders and write the resolved config, or check that it is the one the run started with.
+
+        Raises:
+            UserError: the run exists with other settings, or its folder cannot be written.
+        """
+        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        path = self.directory / "config.resolved.yaml"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.private.mkdir(exist_ok=True)
+            os.chmod(self.private, stat.S_IRWXU)
+            if path.exists():
+                self._require_same_training(RunConfig.model_validate(yaml.safe_load(path.read_text())))
+            path.write_text(resolved)
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self.directory} cannot be written ({error.strerror}): "
+                "free space or choose another runtime.output."
+            ) from error
+
+    def _require_same_training(self, earlier: RunConfig) -> None:
+        """Settings of sampling, evaluation and runtime may change between calls; those of training may not."""
+        for section in ("data", "backbone", "trainable", "privacy", "optimizer"):
+            if getattr(earlier, section) != getattr(self.config, section):
+                raise UserError(
+                    f"The run {self.config.name!r} exists with another section `{section}`: give this run a new "
+                    "name, or use the settings it was started with."
+                )
+
+
+def default_batch(records: int) -> int:
+    """L = records / 8, at most 4,096: large batches are what DP-SGD needs most."""
+    return max(1, min(4096, records // 8))
+
+
+def plan_of(config: RunConfig) -> PrivacyPlan:
+    """The calibrated plan of a run; reads no image.
+
+    Raises:
+        UserError: a constant is missing or out of range.
+    """
+    privacy: PrivacyConfig = config.privacy
+    if privacy.records is None:
+        raise UserError(
+            "privacy.records is blank: declare the number of images, rounded DOWN to a figure that may be public "
+            "(the exact count is private)."
+        )
+    try:
+        return make_plan(
+            dataset_id=privacy.dataset_id,
+            run=config.name,
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            records=privacy.records,
+            expected_batch_size=privacy.expected_batch_size or default_batch(privacy.records),
+            steps=privacy.steps,
+            reserve_steps=privacy.reserve_steps,
+            max_grad_norm=privacy.max_grad_norm,
+            draws_per_example=privacy.draws_per_example,
+            public_benchmark=privacy.public_benchmark,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def ledger_cap(config: RunConfig) -> tuple[float, float] | None:
+    """(epsilon, delta) that all runs on the data set may spend together; None for a public benchmark."""
+    privacy = config.privacy
+    return None if privacy.public_benchmark else privacy.cap or (privacy.epsilon, privacy.delta)

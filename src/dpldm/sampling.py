@@ -1,0 +1,178 @@
+"""Synthetic images from the tuned model: post-processing, no privacy cost.
+
+The network that is sampled is exactly the one that was trained: the averaged weights where it was tuned
+(embedder included), the public weights everywhere else. Nothing here reads a private image.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpldm.config import RunConfig, SamplingConfig
+from dpldm.errors import UserError
+from dpldm.models.autoencoder import decode, latent_shape
+from dpldm.models.backbone import Backbone, load_backbone, sha256_of
+from dpldm.models.denoiser import adapt_to_labels, class_count, condition
+from dpldm.run import Run
+from dpldm.train.checkpoint import load_checkpoint, replace_file
+from dpldm.train.public_data import step_generator
+
+
+@dataclass(frozen=True)
+class SampleStep:
+    """Progress of sampling."""
+
+    done: int
+    count: int
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Drawn images in a fixed order."""
+
+    images: NDArray[np.uint8]  # (N, S, S, C)
+    labels: NDArray[np.int64]  # (N,), -1 if unconditional
+
+
+def sample(config: RunConfig) -> Iterator[SampleStep]:
+    """Draw `sampling.count` images into the run's `synthetic/` folder, batch by batch. The same call resumes.
+
+    Raises:
+        UserError: the run has not been fine-tuned to its end.
+    """
+    run, settings = Run(config), config.sampling
+    backbone = load_backbone(config.backbone)
+    network = tuned_network(config, backbone)
+    labels = planned_labels(settings, len(config.data.labels))
+    draw = Sampler(backbone, network, settings, config.data.image_size)
+    run.synthetic.mkdir(parents=True, exist_ok=True)
+    key = _settings_key(run, settings)
+    starts = range(0, len(labels), settings.batch_size)
+    for number, start in enumerate(starts):
+        path = run.synthetic / f"batch-{number:05d}-{key}.npz"
+        part = labels[start : start + settings.batch_size]
+        if not path.exists():
+            images = draw(part, step_generator(settings.seed, number))
+            _write_npz(path, images, part.numpy())
+        yield SampleStep(start + len(part), len(labels))
+
+
+def load_synthetic(config: RunConfig) -> SyntheticSet:
+    """All drawn images of a finished `sample`.
+
+    Raises:
+        UserError: some are missing.
+    """
+    run, settings = Run(config), config.sampling
+    paths = sorted(run.synthetic.glob(f"batch-*-{_settings_key(run, settings)}.npz"))
+    parts = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            parts.append((arrays["x"], arrays["y"]))
+    expected = len(planned_labels(settings, len(config.data.labels)))
+    if sum(len(y) for _, y in parts) != expected:
+        raise UserError(f"The run {config.name!r} has not been sampled to its end: run `dpldm sample` first.")
+    return SyntheticSet(np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]))
+
+
+def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel:
+    """The backbone's denoiser with the averaged weights of a finished fine-tuning.
+
+    Raises:
+        UserError: there is no checkpoint, or fine-tuning has not come to its end.
+    """
+    run = Run(config)
+    if not run.checkpoint.exists():
+        raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
+    groups, _ = load_checkpoint(run.checkpoint)
+    network = backbone.denoiser
+    adapt_to_labels(network, len(config.data.labels))
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, tensor in groups["average"].items():
+            parameters[name].copy_(tensor)
+    return network.eval().requires_grad_(False)
+
+
+def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
+    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional. Uses no private count.
+
+    Raises:
+        UserError: `sampling.label_counts` does not match the declared classes.
+    """
+    if classes == 0:
+        return torch.full((settings.count,), -1)
+    if settings.label_counts is None:
+        return torch.arange(settings.count) % classes
+    if len(settings.label_counts) != classes or min(settings.label_counts) < 0:
+        raise UserError(f"sampling.label_counts needs {classes} numbers, one per class of data.labels, none negative.")
+    labels = torch.repeat_interleave(torch.arange(classes), torch.tensor(settings.label_counts))
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed))]
+
+
+class Sampler:
+    """Labels and a generator to images."""
+
+    def __init__(
+        self, backbone: Backbone, network: UNet2DConditionModel, settings: SamplingConfig, image_size: int
+    ) -> None:
+        self.autoencoder, self.network = backbone.autoencoder, network
+        self.settings, self.image_size = settings, image_size
+        self.scheduler = build_solver(backbone.scheduler, settings)
+        self.shape = latent_shape(backbone.autoencoder, image_size)
+
+    def __call__(self, labels: Tensor, generator: torch.Generator) -> NDArray[np.uint8]:
+        """Images (N, S, S, C) for labels (N,); -1 means no label."""
+        return decode(self.autoencoder, self.latents(labels, generator), self.image_size)
+
+    @torch.no_grad()
+    def latents(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The reverse process from fresh Gaussian noise to latents (N, c, h, w)."""
+        classes = class_count(self.network)
+        wanted = condition(torch.where(labels < 0, classes, labels), classes)
+        unlabelled = condition(torch.full_like(labels, classes), classes)
+        x = torch.randn((len(labels), *self.shape), generator=generator)
+        self.scheduler.set_timesteps(self.settings.steps)
+        extra: dict[str, Any] = {"eta": self.settings.eta} if self.settings.sampler == "ddim" else {}
+        for t in self.scheduler.timesteps:
+            prediction = self._guided(x, t, wanted, unlabelled)
+            x = self.scheduler.step(prediction, t, x, generator=generator, **extra).prev_sample
+        return x
+
+    def _guided(self, x: Tensor, t: Tensor, wanted: Tensor, unlabelled: Tensor) -> Tensor:
+        """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with weight 1 meaning none)."""
+        prediction: Tensor = self.network(x, t, encoder_hidden_states=wanted).sample
+        if self.settings.guidance == 1.0:
+            return prediction
+        free: Tensor = self.network(x, t, encoder_hidden_states=unlabelled).sample
+        return free + self.settings.guidance * (prediction - free)
+
+
+def build_solver(scheduler: DDPMScheduler, settings: SamplingConfig) -> Any:
+    """The chosen solver over the schedule the network was trained with."""
+    if settings.sampler == "ddim":
+        return DDIMScheduler.from_config(scheduler.config, clip_sample=False, timestep_spacing="trailing")
+    return DPMSolverMultistepScheduler.from_config(
+        scheduler.config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+    )
+
+
+def _settings_key(run: Run, settings: SamplingConfig) -> str:
+    """Eight digits that change with anything the images depend on, so that old batches are never mixed in."""
+    text = settings.model_dump_json() + sha256_of(run.checkpoint)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _write_npz(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=images, y=labels)
+    replace_file(path, buffer.getvalue(), mode=0o644)

@@ -1,0 +1,221 @@
+"""Stage 3: Algorithm 1 of DP-LDM (arXiv 2305.15759). The only place where private images meet a gradient."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from dpldm.config import OptimizerConfig, RunConfig
+from dpldm.data.latents import PrivateLatents, private_latents
+from dpldm.errors import UserError
+from dpldm.models.autoencoder import Posterior, downsampling
+from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
+from dpldm.models.trainable import choose_trainable
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.entropy import Entropy, SystemEntropy, random_words
+from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.mechanism import PrivateGradient
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.run import Run, ledger_cap, plan_of
+from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+
+
+@dataclass(frozen=True)
+class FinetuneStep:
+    """What a step shows: functions of the plan and of the number of attempts, nothing else."""
+
+    number: int  # updates done
+    steps: int  # T
+    attempts: int  # charged so far
+    epsilon_spent: float  # upper bound of epsilon after these attempts
+    ended_early: bool = False  # the reserve is used up before T updates
+
+
+def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
+    """Tune the backbone on private images under the run's plan. The same call resumes an interrupted run.
+
+    Raises:
+        UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
+    """
+    run, plan = Run(config), plan_of(config)
+    backbone = load_backbone(config.backbone)
+    check_fit(config, backbone)
+    run.create()
+    latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents)
+    try:
+        with open_ledger(run.ledger, plan.dataset_id, ledger_cap(config)) as ledger:
+            tuner = Tuner(backbone.denoiser, len(config.data.labels), config.trainable, config.optimizer)
+            resume(tuner, run, plan, ledger)
+            ledger.register(plan)
+            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+
+
+def algorithm_1(
+    tuner: "Tuner",
+    scheduler: DDPMScheduler,
+    latents: PrivateLatents,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    run: Run,
+    entropy: Entropy,
+) -> Iterator[FinetuneStep]:
+    """Algorithm 1: T times draw, clip, sum, noise, divide, update."""
+    curve = plan.epsilon_curve()
+    physical = run.config.runtime.physical_batch_size
+    dropout = run.config.optimizer.label_dropout
+    with ClippedSum(tuner.network, tuner.trainable, plan.max_grad_norm, plan.draws_per_example) as clipped:
+        mechanism = PrivateGradient(plan, ledger, clipped, len(latents), entropy)
+        while tuner.updates < plan.steps:
+            try:
+                batch = mechanism.draw()  # charge the ledger, then sample each record with probability q
+            except BudgetExhausted:
+                yield _shown(tuner, plan, ledger, curve, ended_early=True)
+                return
+            for part in torch.split(batch, physical):
+                losses = example_losses(tuner.network, scheduler, latents, part, plan, dropout, entropy)
+                mechanism.accumulate(losses, latents.usable[part])  # clip each example to C, add
+            tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average
+            tuner.save(run, plan, ledger.head)
+            yield _shown(tuner, plan, ledger, curve)
+
+
+def example_losses(
+    network: UNet2DConditionModel,
+    scheduler: DDPMScheduler,
+    latents: PrivateLatents,
+    rows: Tensor,
+    plan: PrivacyPlan,
+    label_dropout: float,
+    entropy: Entropy,
+) -> Tensor:
+    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise).
+
+    A record's label is dropped or kept for all its draws. The draws are fresh and depend on no record.
+    """
+    generator = torch.Generator().manual_seed(int(random_words(1, entropy)))
+    draws, classes = plan.draws_per_example, class_count(network)
+    repeated = rows.repeat_interleave(draws)  # example-major: the K rows of an example are neighbours
+    posterior = Posterior(latents.posterior.mean[repeated], latents.posterior.log_variance[repeated])
+    samples = posterior.sample(generator)
+    labels = latents.labels[rows]
+    null = (torch.rand(len(rows), generator=generator) < label_dropout) | (labels < 0)
+    context = condition(torch.where(null, classes, labels), classes).repeat_interleave(draws, 0)
+    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(repeated),), generator=generator)
+    noise = torch.randn(samples.shape, generator=generator)
+    losses = denoising_losses(network, scheduler, samples, context, timesteps, noise)
+    return losses.view(-1, draws).mean(1)
+
+
+class Tuner:
+    """The tuned network with its optimizer and averaged weights: all of it a function of noised gradients."""
+
+    def __init__(self, network: UNet2DConditionModel, classes: int, trainable: str, optimizer: OptimizerConfig) -> None:
+        adapt_to_labels(network, classes)
+        self.network = network.eval()
+        self.trainable = choose_trainable(network, trainable)
+        self.settings = optimizer
+        self.optimizer = torch.optim.Adam(
+            self._parameters, lr=optimizer.learning_rate, betas=(optimizer.adam_beta1, optimizer.adam_beta2)
+        )
+        self.average = EMAModel(self._parameters, decay=optimizer.ema_decay)
+        self.updates = 0
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.trainable.values())
+
+    def update(self, gradient: Mapping[str, Tensor]) -> None:
+        """One step of Adam with linear warm-up, then one step of the average."""
+        warmup = self.settings.warmup_steps
+        factor = min(1.0, (self.updates + 1) / (warmup + 1))
+        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * factor
+        for name, parameter in self.trainable.items():
+            parameter.grad = gradient[name]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.step(self._parameters)
+        self.updates += 1
+
+    def save(self, run: Run, plan: PrivacyPlan, head: Head) -> None:
+        """Checkpoint after every update, so that a kill costs at most the attempt under way."""
+        names = list(self.trainable)
+        groups = {
+            "network": dict(self.trainable),
+            "average": dict(zip(names, self.average.shadow_params, strict=True)),
+            "optimizer": optimizer_tensors(self.optimizer, names),
+        }
+        facts = {
+            "plan": plan.digest(),
+            "updates": self.updates,
+            "average_step": self.average.optimization_step,
+            "head": [head.seq, head.hash],
+        }
+        save_checkpoint(run.checkpoint, groups, facts)
+
+    def load(self, groups: Mapping[str, Mapping[str, Tensor]], updates: int, average_step: int) -> None:
+        """Put back what `save` wrote."""
+        names = list(self.trainable)
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(groups["network"][name])
+        self.average.shadow_params = [groups["average"][name] for name in names]
+        self.average.optimization_step = average_step
+        restore_optimizer(self.optimizer, names, groups["optimizer"])
+        self.updates = updates
+
+
+def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
+    """Continue from the run's checkpoint, if there is one and the ledger vouches for it.
+
+    Raises:
+        UserError: the checkpoint belongs to another plan, or to a ledger that is not this one.
+    """
+    if not run.checkpoint.exists():
+        return
+    groups, facts = load_checkpoint(run.checkpoint)
+    if facts["plan"] != plan.digest():
+        raise UserError(
+            f"The run {run.config.name!r} was started under another privacy plan: give this run a new name, or "
+            "restore the privacy settings it was started with."
+        )
+    if not ledger.contains(Head(*facts["head"])):
+        raise UserError(
+            f"The ledger {run.ledger.name} does not contain the attempts of this run's checkpoint (it was cut, "
+            "replaced or forked): restore the ledger from a copy."
+        )
+    tuner.load(groups, facts["updates"], facts["average_step"])
+
+
+def check_fit(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse images that the backbone cannot hold.
+
+    Raises:
+        UserError: channels or size do not fit.
+    """
+    data = config.data
+    if data.channels != backbone.channels:
+        raise UserError(
+            f"data.channels is {data.channels}, the backbone {backbone.name} has {backbone.channels}: change one."
+        )
+    side = -(-data.image_size // downsampling(backbone.autoencoder))
+    if side != backbone.denoiser.config.sample_size:
+        largest = backbone.denoiser.config.sample_size * downsampling(backbone.autoencoder)
+        smallest = largest - downsampling(backbone.autoencoder) + 1
+        raise UserError(
+            f"data.image_size is {data.image_size}, the backbone {backbone.name} takes {smallest} to {largest} pixels: "
+            "change data.image_size (images are resized to it) or use another backbone."
+        )
+
+
+def _shown(
+    tuner: Tuner, plan: PrivacyPlan, ledger: Ledger, curve: list[tuple[int, float]], ended_early: bool = False
+) -> FinetuneStep:
+    attempts = ledger.attempts(plan)
+    spent = next(value for number, value in curve if number >= attempts)  # the next point above: never too small
+    return FinetuneStep(tuner.updates, plan.steps, attempts, spent, ended_early)
