@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: make quickstart, make test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch is installed first and by version: a range would bring the newest build, with several GB of CUDA packages.
+TORCH := torch==2.13.0
+PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
+
+.PHONY: quickstart test test-slow lint types clean
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --editable ".[features]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, about ten minutes on two cores
+	$(BIN)/dpldm public digits --output runs/digits-data
+	$(BIN)/dpldm run --config examples/quickstart.yaml
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: $(VENV)/.dev
+	$(BIN)/mypy --strict src
+
+test: $(VENV)/.dev lint types  ## under 15 minutes
+	$(BIN)/pip --disable-pip-version-check check
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build dist
