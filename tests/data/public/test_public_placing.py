@@ -37,9 +37,10 @@ def test_a_placed_shape_stays_inside_and_fills_its_box(
     assert placed.max() <= 1
     rows, columns = np.nonzero(placed[0] > 0.05)
     longest = max(np.ptp(rows), np.ptp(columns)) + 1
-    # A thin shape may fade at its corners; otherwise the box is met to three pixels of 64.
+    # A thin shape may fade at its corners; otherwise the box is met to three pixels of 64 and a source pixel,
+    # which interpolation fades out at the border.
     if min(shape) >= 12:
-        assert 64 * low - 3 <= longest <= 64
+        assert 64 * low - 3 - 64 / min(shape) <= longest <= 64
 
 
 def test_without_jitter_a_square_is_only_resized() -> None:
