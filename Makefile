@@ -24,8 +24,8 @@ quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, 
 	$(BIN)/dpldm run --config examples/quickstart.yaml
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests tools
+	$(BIN)/ruff format --check src tests tools
 
 types: $(VENV)/.dev
 	$(BIN)/mypy --strict src

@@ -5,6 +5,7 @@ sentence on stderr and exit code 2.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
+    # torch's threads wait for each other by spinning. On a machine that does anything else at the same time that
+    # costs far more than it gains (ten times slower training was seen on two cores), so they soon go to sleep.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):

@@ -1,6 +1,8 @@
 """The commands that take a run's config: plan, rehearse, run, finetune, sample, evaluate, release."""
 
 import argparse
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +34,20 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         config = rehearsal(config, given.stand_in)
         out.print(f"Rehearsal on public images: run {config.name!r}.")
     for stage in _STAGES[name]:
+        start = time.monotonic()
         stage(config, given)
+        _note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
     return 0
+
+
+def _note_duration(config: RunConfig, stage: str, seconds: float) -> None:
+    """Append to runs/NAME/timings.jsonl, so that costs can be reported; `plan` leaves no trace on disk."""
+    from dpldm.run import Run
+
+    directory = Run(config).directory
+    if directory.is_dir():
+        with (directory / "timings.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
 
 
 def overrides(words: list[str]) -> list[tuple[str, str]]:

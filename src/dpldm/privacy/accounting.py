@@ -43,9 +43,11 @@ def epsilon(
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
     discretisation: float = DISCRETISATION,
 ) -> float:
-    """Upper bound of epsilon after `steps` attempts (0 for none), by PLD accounting."""
+    """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite without noise."""
     if steps == 0:
         return 0.0
+    if noise_multiplier == 0:
+        return float("inf")
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(_relation(adjacency), discretisation)
