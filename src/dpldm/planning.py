@@ -66,7 +66,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         noise_to_signal=ratio,
         seconds=None if per_example is None else per_example * examples,
         memory_bytes=4 * (total + 6 * tuned) + activations,
-        warnings=_warnings(constants, ratio),
+        warnings=_warnings(config, constants, ratio),
     )
 
 
@@ -100,8 +100,13 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
         return (time.perf_counter() - start) / size, bytes_saved
 
 
-def _warnings(constants: PrivacyPlan, noise_to_signal: float) -> list[str]:
+def _warnings(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> list[str]:
     found = []
+    if config.data.group_column:
+        found.append(
+            f"The guarantee is per image. data.group_column {config.data.group_column!r} is only inspected: someone with k "
+            "images is protected much less than epsilon says."
+        )
     if noise_to_signal > HARD_TO_LEARN:
         found.append(
             f"Noise-to-signal {noise_to_signal:.1f} is above {HARD_TO_LEARN:g}: do not expect this run to learn much. "

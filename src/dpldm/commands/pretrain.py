@@ -1,4 +1,4 @@
-"""`dpldm pretrain --recipe FILE` and `dpldm backbone list|show`."""
+"""`dpldm pretrain --recipe FILE` and `dpldm backbone list|show|draw`."""
 
 import argparse
 import json
@@ -23,19 +23,43 @@ def _pretrain(parser: argparse.ArgumentParser, words: list[str]) -> int:
         return step.number, step.steps, f"{step.stage}, loss {step.loss:.4f}"
 
     follow(pretrain(recipe), "pretrain", describe)
-    out.print(f"The backbone is in {recipe.output}: use it with  backbone: {recipe.output}")
+    grid = recipe.output.with_name(recipe.output.name + ".work") / "samples.png"
+    _draw(str(recipe.output), grid)
+    out.print(f"The backbone is in {recipe.output}: use it with  backbone: {recipe.output}\nsamples: {grid}")
     return 0
+
+
+def _draw(name: str, path: Path) -> None:
+    """A grid of what a backbone has learnt: images of its first pseudo-classes."""
+    import torch
+
+    from dpldm.config import SamplingConfig
+    from dpldm.models.backbone import load_backbone
+    from dpldm.models.denoiser import class_count
+    from dpldm.sampling import Sampler
+    from dpldm.sheet import save_contact_sheet
+
+    backbone = load_backbone(name)
+    labels = torch.arange(min(16, class_count(backbone.denoiser))).repeat_interleave(20)
+    size = int(backbone.provenance["recipe"]["image_size"])
+    images = Sampler(backbone, backbone.denoiser, SamplingConfig(), size)(labels, torch.Generator().manual_seed(0))
+    save_contact_sheet(path, images, labels.numpy())
 
 
 def _backbone(parser: argparse.ArgumentParser, words: list[str]) -> int:
     from dpldm.models.backbone import bundled_backbones, locate_backbone
 
-    parser.add_argument("action", choices=("list", "show"))
+    parser.add_argument("action", choices=("list", "show", "draw"))
     parser.add_argument("name", nargs="?", help="bundled name or directory")
+    parser.add_argument("--output", type=Path, default=Path("samples.png"), help="picture to draw (samples.png)")
     given = parser.parse_args(words)
     if given.action == "list" or given.name is None:
         for known in bundled_backbones():
             out.print(known)
+        return 0
+    if given.action == "draw":
+        _draw(given.name, given.output)
+        out.print(f"samples: {given.output}")
         return 0
     card = json.loads((locate_backbone(given.name) / "backbone.json").read_text(encoding="utf-8"))
     out.print_json(data=card)

@@ -181,8 +181,8 @@ def _warnings(found: Inspection) -> list[str]:
         )
     elif found.unused_columns and found.group_column is None:
         warnings.append(
-            "if one of the columns that are not read names a person, set data.group_column to it: otherwise "
-            "the guarantee is per image, not per person."
+            "if one of the columns that are not read names a person, look again with --group-column: the "
+            "guarantee is per image, not per person."
         )
     if found.duplicates:
         warnings.append("equal images are separate records: the guarantee covers one of them at a time.")
@@ -233,7 +233,7 @@ data:
   # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
   labels: {labels}
   label_column: {label_column}        # column of the metadata table with the class
-  group_column: {group_column}        # column that names the person, when one person may have several images
+  group_column: {group_column}        # column that names the person; inspected, not yet a unit of privacy
   # For 16-bit images: [low, high] shown as black and white. Take it from the instrument, not from the images.
   window: {window}
   test_path:           # held-out private images, for internal evaluation only
@@ -243,8 +243,8 @@ backbone: grey32
 privacy:
   # One name per data set, for ever: everything that is spent on these images is added up under it.
   dataset_id: {dataset_id}
-  # A public lower bound of the number of images (of persons, with a group column), which you fill in. The
-  # exact number is itself private: round it down, for example 11,873 to 10000.
+  # A public lower bound of the number of images, which you fill in. The exact number is itself private:
+  # round it down, for example 11,873 to 10000.
   records:
   epsilon: 10
   delta: 1.0e-5        # well below 1 / records
