@@ -54,7 +54,7 @@ def test_the_text_is_headed_internal_and_warns(clinic: Path) -> None:
 
 def test_a_column_that_may_name_persons_is_pointed_out(clinic: Path) -> None:
     assert "columns patient" in render(inspect_source(clinic))
-    assert "set data.group_column" in render(inspect_source(clinic))
+    assert "--group-column" in render(inspect_source(clinic))
 
 
 def test_nothing_to_warn_of(tmp_path: Path) -> None:
