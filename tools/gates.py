@@ -18,6 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dpldm.config import RunConfig
@@ -32,9 +33,10 @@ from dpldm.models.backbone import load_backbone
 from dpldm.privacy.entropy import SeededEntropy
 from dpldm.privacy.ledger import open_ledger
 from dpldm.run import Run, plan_of
-from dpldm.sampling import load_synthetic, sample
+from dpldm.sampling import Sampler
 from dpldm.sheet import save_contact_sheet
 from dpldm.train.finetune import Tuner, algorithm_1
+from dpldm.tuned import with_weights
 
 CONFIG = Path("examples/fashion-mnist.yaml")
 
@@ -92,7 +94,6 @@ def noiseless_gate(config: RunConfig, test: Ingested, steps: int) -> dict[str, f
                 "name": "noiseless",
                 "runtime": config.runtime.model_copy(update={"output": Path(folder)}),
                 "privacy": config.privacy.model_copy(update={"steps": steps}),
-                "sampling": config.sampling.model_copy(update={"count": 10_000}),
             }
         )
         run, plan = Run(config), replace(plan_of(config), noise_multiplier=0.0)
@@ -104,12 +105,14 @@ def noiseless_gate(config: RunConfig, test: Ingested, steps: int) -> dict[str, f
             ledger.register(plan)
             for step in algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SeededEntropy(0)):
                 print(f"noiseless {step.number}/{step.steps}", flush=True)
-        for drawn in sample(config):
-            print(f"sampled {drawn.done}", flush=True)
-        images = load_synthetic(config)
-    save_contact_sheet(Path("candidates/noiseless.png"), images.images, images.labels)
+        average = dict(zip(tuner.trainable, tuner.average.shadow_params, strict=True))
+    network = with_weights(load_backbone(config.backbone).denoiser, 10, average)
+    draw, labels = Sampler(backbone, network, config.sampling, config.data.image_size), torch.arange(10_000) % 10
+    batches = [draw(part, torch.Generator().manual_seed(k)) for k, part in enumerate(labels.split(500))]
+    images = np.concatenate(batches)
+    save_contact_sheet(Path("candidates/noiseless.png"), images, labels.numpy())
     result = train_on_synthetic(
-        images.images, images.labels, test.pixels, test.labels, protocol=SCREEN, classes=10, public_benchmark=True
+        images, labels.numpy(), test.pixels, test.labels, protocol=SCREEN, classes=10, public_benchmark=True
     )
     return {"noiseless_steps": steps, "noiseless_screen_accuracy": result.scores["cnn"].mean}
 

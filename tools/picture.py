@@ -1,6 +1,6 @@
 """The picture of the README: real public-benchmark images on the left, synthetic ones on the right.
 
-    python tools/picture.py runs/quickstart docs/images/quickstart.png
+python tools/picture.py runs/quickstart docs/images/quickstart.png
 """
 
 import argparse

@@ -104,8 +104,8 @@ def _warnings(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float)
     found = []
     if config.data.group_column:
         found.append(
-            f"The guarantee is per image. data.group_column {config.data.group_column!r} is only inspected: someone with k "
-            "images is protected much less than epsilon says."
+            "The guarantee is per image: data.group_column is only inspected so far. A person with several images is "
+            "protected much less than epsilon says."
         )
     if noise_to_signal > HARD_TO_LEARN:
         found.append(

@@ -21,11 +21,11 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone, locate_backbone, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.ledger import read_ledger
-from dpldm.privacy.plan import PrivacyPlan
 from dpldm.report.card import release_card, synthetic_card
-from dpldm.run import Run, plan_of
-from dpldm.sampling import load_synthetic, tuned_network
-from dpldm.train.checkpoint import load_checkpoint, replace_file
+from dpldm.run import Run
+from dpldm.sampling import load_synthetic
+from dpldm.train.checkpoint import replace_file
+from dpldm.tuned import finished_plan, tuned_network
 
 What = Literal["data", "model", "both"]
 
@@ -36,11 +36,8 @@ def release(config: RunConfig, what: What = "data") -> Path:
     Raises:
         UserError: the run is not finished, or an older release is in the way.
     """
-    run, plan = Run(config), plan_of(config)
-    statement = privacy_statement(config, plan)
-    target = run.release
-    if target.exists():
-        raise UserError(f"{target} exists already: move it away, so that a release is never a mix of two.")
+    statement = privacy_statement(config)
+    target = Run(config).release
     partial = target.with_name("release.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -57,21 +54,33 @@ def release(config: RunConfig, what: What = "data") -> Path:
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
     replace_file(partial / "privacy.json", (json.dumps(statement, indent=2) + "\n").encode(), mode=0o644)
     (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
-    partial.rename(target)
+    if not target.exists():
+        partial.rename(target)
+    elif _same_release(partial, target):
+        shutil.rmtree(partial)
+    else:
+        shutil.rmtree(partial)
+        raise UserError(f"{target} holds an earlier release that differs: move it away and release again.")
     return target
 
 
-def privacy_statement(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
+def _same_release(one: Path, other: Path) -> bool:
+    """Whether two releases hold the same files of the same run; the ledger may have grown in between."""
+    try:
+        first, second = (json.loads((path / "privacy.json").read_text(encoding="utf-8")) for path in (one, other))
+    except (OSError, ValueError):
+        return False
+    return all(first.get(key) == second.get(key) for key in ("plan_digest", "files"))
+
+
+def privacy_statement(config: RunConfig) -> dict[str, Any]:
     """The guarantee as data: everything needed to recompute it, nothing that is private.
 
     Raises:
-        UserError: the run has not been fine-tuned.
+        UserError: the run is not finished, or was trained with other settings than `config`.
     """
-    run = Run(config)
-    if not run.checkpoint.exists():
-        raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
-    _, facts = load_checkpoint(run.checkpoint)
-    entries = read_ledger(run.ledger)
+    plan, updates = finished_plan(config)
+    entries = read_ledger(Run(config).ledger)
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {
@@ -85,7 +94,7 @@ def privacy_statement(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
         },
         "plan": plan.constants(),
         "plan_digest": plan.digest(),
-        "updates": facts["updates"],
+        "updates": updates,
         "ledger": {
             "dataset_id": plan.dataset_id,
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},

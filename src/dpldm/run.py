@@ -60,6 +60,11 @@ class Run:
         privacy = self.config.privacy
         return privacy.ledger or self.config.runtime.output / "ledgers" / f"{privacy.dataset_id}.jsonl"
 
+    @property
+    def resolved_config(self) -> Path:
+        """Every setting the run was last called with."""
+        return self.directory / "config.resolved.yaml"
+
     def create(self) -> None:
         """Make the folders and write the resolved config, or check that it is the one the run started with.
 
@@ -67,13 +72,13 @@ class Run:
             UserError: the run exists with other settings, or its folder cannot be written.
         """
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        path = self.directory / "config.resolved.yaml"
+        path = self.resolved_config
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(exist_ok=True)
             os.chmod(self.private, stat.S_IRWXU)
             if path.exists():
-                self._require_same_training(RunConfig.model_validate(yaml.safe_load(path.read_text())))
+                self.require_same_training()
             path.write_text(resolved)
         except OSError as error:
             raise UserError(
@@ -81,8 +86,13 @@ class Run:
                 "free space or choose another runtime.output."
             ) from error
 
-    def _require_same_training(self, earlier: RunConfig) -> None:
-        """Settings of sampling, evaluation and runtime may change between calls; those of training may not."""
+    def require_same_training(self) -> None:
+        """Settings of sampling, evaluation and runtime may change between calls; those of training may not.
+
+        Raises:
+            UserError: a section of training differs from the one the run was started with.
+        """
+        earlier = RunConfig.model_validate(yaml.safe_load(self.resolved_config.read_text()))
         for section in ("data", "backbone", "trainable", "privacy", "optimizer"):
             if getattr(earlier, section) != getattr(self.config, section):
                 raise UserError(

@@ -21,10 +21,11 @@ from dpldm.config import RunConfig, SamplingConfig
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import decode, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
-from dpldm.models.denoiser import adapt_to_labels, class_count, condition
+from dpldm.models.denoiser import class_count, condition
 from dpldm.run import Run
-from dpldm.train.checkpoint import load_checkpoint, replace_file
+from dpldm.train.checkpoint import replace_file
 from dpldm.train.public_data import step_generator
+from dpldm.tuned import finished_plan, tuned_network
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
     """All drawn images of a finished `sample`.
 
     Raises:
-        UserError: some are missing.
+        UserError: some are missing, or the run was trained with other settings.
     """
+    finished_plan(config)
     run, settings = Run(config), config.sampling
     paths = sorted(run.synthetic.glob(f"batch-*-{_settings_key(run, settings)}.npz"))
     parts = []
@@ -82,25 +84,6 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
     if sum(len(y) for _, y in parts) != expected:
         raise UserError(f"The run {config.name!r} has not been sampled to its end: run `dpldm sample` first.")
     return SyntheticSet(np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]))
-
-
-def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel:
-    """The backbone's denoiser with the averaged weights of a finished fine-tuning.
-
-    Raises:
-        UserError: there is no checkpoint, or fine-tuning has not come to its end.
-    """
-    run = Run(config)
-    if not run.checkpoint.exists():
-        raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
-    groups, _ = load_checkpoint(run.checkpoint)
-    network = backbone.denoiser
-    adapt_to_labels(network, len(config.data.labels))
-    parameters = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, tensor in groups["average"].items():
-            parameters[name].copy_(tensor)
-    return network.eval().requires_grad_(False)
 
 
 def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 def contact_sheet(
     images: NDArray[np.uint8], labels: NDArray[np.int64], columns: int = 20, scale: int = 2
 ) -> Image.Image:
-    """The first `columns` images of every label, a row each, enlarged without smoothing; labels -1 fill rows in order."""
+    """The first `columns` images of every label, a row each, enlarged without smoothing; no labels: rows in order."""
     size, channels = images.shape[1], images.shape[3]
     classes = sorted(set(labels.tolist()))
     rows = (

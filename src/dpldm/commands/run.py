@@ -94,10 +94,11 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> None:
 
 
 def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.report.card import upper
     from dpldm.train.finetune import FinetuneStep, finetune
 
     def describe(step: FinetuneStep) -> tuple[int, int, str]:
-        return step.number, step.steps, f"epsilon {step.epsilon_spent:.2f} (delta {config.privacy.delta:g})"
+        return step.number, step.steps, f"epsilon {upper(step.epsilon_spent)} (delta {config.privacy.delta:g})"
 
     last = follow(finetune(config), "finetune", describe)
     if last is not None and last.ended_early:

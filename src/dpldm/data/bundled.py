@@ -31,6 +31,7 @@ def write_digits(directory: Path) -> tuple[Path, Path]:
     images, labels = bundled_digits()
     test = np.arange(5000) % 500 >= 400
     for name, rows in (("private", ~test), ("test", test)):
-        card = f"# Handwritten digits, {name} part\n\nFrom OpenCV's samples (Apache-2.0 and BSD-3-Clause). A public benchmark.\n"
+        source = "From OpenCV's samples (Apache-2.0 and BSD-3-Clause). A public benchmark."
+        card = f"# Handwritten digits, {name} part\n\n{source}\n"
         export_images(directory / name, images[rows], labels[rows], DIGIT_NAMES, card=card)
     return directory / "private", directory / "test"

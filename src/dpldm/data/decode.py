@@ -43,7 +43,7 @@ _TURN = {
 }
 
 
-class Unreadable(Exception):  # noqa: N818  (a state of a record, not a defect)
+class Unreadable(Exception):
     """A record holds no usable image. `reason` is short, printable and INTERNAL: it is about private data."""
 
     def __init__(self, reason: str) -> None:

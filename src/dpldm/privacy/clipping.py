@@ -110,9 +110,9 @@ class ClippedSum:
     def _record(self, layer: nn.Module, x: Tensor, grad_output: Tensor) -> None:
         """Called in the backward pass of each tapped layer."""
         if x.shape[0] != self._examples * self.draws:
+            name, expected = self._owners[layer] or type(layer).__name__, self._examples * self.draws
             raise UnsupportedModel(
-                f"{self._owners[layer] or type(layer).__name__} saw {x.shape[0]} rows where {self._examples * self.draws} were expected: "
-                "its input is shared between examples."
+                f"{name} saw {x.shape[0]} rows where {expected} were expected: its input is shared between examples."
             )
         with torch.no_grad():
             gradients = KINDS[type(layer)].gradients(layer, x.detach(), grad_output, self._examples)

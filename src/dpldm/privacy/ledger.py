@@ -70,7 +70,8 @@ class Ledger:
         """Reserve the plan's whole budget, once; registering it again changes nothing.
 
         Raises:
-            LedgerError: the cap of this data set would be exceeded, or the plan is for another data set.
+            LedgerError: the cap of this data set would be exceeded, the plan is for another data set, or it is no
+                public benchmark and the ledger, created for one, has no cap.
         """
         digest, created = plan.digest(), self._entries[0]
         if plan.dataset_id != created["dataset_id"]:
@@ -79,6 +80,11 @@ class Ledger:
         if any(e["plan"] == digest for e in plans):
             return
         cap = created["cap"]
+        if cap is None and not plan.public_benchmark:
+            raise LedgerError(
+                f"The ledger of {plan.dataset_id!r} was created for a public benchmark and has no cap: declare "
+                "privacy.public_benchmark again, or give images that are not published a dataset_id of their own."
+            )
         if cap is not None:
             spent = [sum(e["constants"][key] for e in plans) for key in ("epsilon", "delta")]
             # The slack forgives the rounding of decimal sums (0.1 + 0.2), nothing more.
@@ -112,20 +118,31 @@ class Ledger:
 
     def _append(self, entry: dict[str, Any]) -> None:
         line = _sealed(entry, len(self._entries), self._entries[-1]["hash"] if self._entries else "")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        payload = _encoded(line)
         try:
-            payload = (json.dumps(line) + "\n").encode()
-            if os.write(descriptor, payload) != len(payload):
-                raise LedgerError(f"The ledger {self.path.name} could not be written: the disk may be full.")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                complete = os.write(descriptor, payload) == len(payload)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            complete = False
+        if not complete:
+            raise LedgerError(
+                f"The ledger {self.path.name} could not be written: free space on its disk or make it writable, "
+                "then run again."
+            )
         self._entries.append(line)
 
 
 def _sealed(entry: dict[str, Any], seq: int, previous: str) -> dict[str, Any]:
     body = {"seq": seq, **entry, "prev": previous}
     return {**body, "hash": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
 
 
 @contextmanager
@@ -169,15 +186,14 @@ def read_ledger(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     if torn and not repair:
         raise LedgerError(f"The last line of the ledger {path.name} is torn: open it with a run to repair it.")
     entries: list[dict[str, Any]] = []
-    for number, text in enumerate(whole.splitlines()):
+    for number, text in enumerate(whole.split(b"\n")[:-1]):
         try:
             line = json.loads(text)
-            claimed = line.pop("hash")
-            body = {key: value for key, value in line.items() if key not in ("seq", "prev")}
-            sealed = _sealed(body, number, entries[-1]["hash"] if entries else "")
-        except (ValueError, KeyError, AttributeError):
+            body = {key: value for key, value in line.items() if key not in ("seq", "prev", "hash")}
+        except (ValueError, AttributeError):
             raise LedgerError(f"Line {number + 1} of the ledger {path.name} cannot be read.") from None
-        if sealed["hash"] != claimed or line["seq"] != number or line["prev"] != sealed["prev"]:
+        sealed = _sealed(body, number, entries[-1]["hash"] if entries else "")
+        if _encoded(sealed) != text + b"\n":  # byte by byte, so that not even white space can differ
             raise LedgerError(
                 f"Line {number + 1} of the ledger {path.name} does not follow from the lines before it: "
                 "the file was changed. Restore it from a copy; the budget cannot be vouched for without it."

@@ -107,7 +107,7 @@ def make_plan(
         )
     if not 1 <= expected_batch_size <= records:
         raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
-    if min(steps, draws_per_example) < 1 or max_grad_norm <= 0:
+    if min(steps, draws_per_example) < 1 or not 0 < max_grad_norm < float("inf"):
         raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
     reserve = default_reserve(steps) if reserve_steps is None else reserve_steps
     if reserve < 0:

@@ -11,12 +11,17 @@ from dpldm.config import RunConfig
 PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|!~"})
 
 
+def upper(epsilon: float) -> str:
+    """Epsilon rounded UP to two decimals: a shown bound must never be below the true one."""
+    return f"{math.ceil(epsilon * 100) / 100:.2f}"
+
+
 def guarantee_sentence(statement: Mapping[str, Any]) -> str:
     """The guarantee in one sentence that defines its unit."""
     claim = statement["guarantee"]
     return (
-        f"({claim['epsilon']:.3g}, {claim['delta']:g})-differentially private with respect to adding or removing one "
-        f"{claim['unit']} of the training set (replacing one {claim['unit']}: epsilon {claim['epsilon_replace_one']:.3g})"
+        f"({upper(claim['epsilon'])}, {claim['delta']:g})-differentially private with respect to adding or removing "
+        f"one {claim['unit']} of the training set (replacing one: epsilon {upper(claim['epsilon_replace_one'])})"
     )
 
 

@@ -7,6 +7,7 @@ from rich.text import Text
 from dpldm.console import duration
 from dpldm.evaluation.evaluate import Evaluation
 from dpldm.planning import Forecast
+from dpldm.report.card import upper
 
 
 def forecast_table(forecast: Forecast) -> RenderableType:
@@ -15,9 +16,9 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     table = Table(title=f"plan of run {plan.run}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
-    claim = f"epsilon {forecast.epsilon:.4g}, delta {plan.delta:g}"
+    claim = f"epsilon {upper(forecast.epsilon)}, delta {plan.delta:g}"
     table.add_row("guarantee", f"{claim}, adding or removing one {plan.unit}")
-    table.add_row("", f"epsilon {forecast.epsilon_replace_one:.4g} for replacing one {plan.unit}")
+    table.add_row("", f"epsilon {upper(forecast.epsilon_replace_one)} for replacing one {plan.unit}")
     table.add_row(
         "sampling probability q",
         f"{plan.sampling_probability:.5f} = {plan.expected_batch_size} / {plan.records}",
@@ -25,7 +26,7 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     table.add_row("attempts", f"T = {plan.steps} updates + R = {plan.reserve_steps} in reserve")
     table.add_row("noise multiplier sigma", f"{plan.noise_multiplier}")
     table.add_row("clip norm C, draws K", f"{plan.max_grad_norm:g}, {plan.draws_per_example}")
-    curve = "  ".join(f"{n}: {value:.2f}" for n, value in forecast.epsilon_curve)
+    curve = "  ".join(f"{n}: {upper(value)}" for n, value in forecast.epsilon_curve)
     table.add_row("epsilon after attempts", curve)
     share = forecast.trainable_parameters / forecast.total_parameters
     table.add_row(
@@ -46,15 +47,12 @@ def evaluation_table(result: Evaluation) -> RenderableType:
     table.add_column("measure", style="bold")
     table.add_column("value")
     table.add_column("how")
-    utility = result.utility
-    for kind, score in utility.scores.items() if utility else ():
-        low, high = score.interval
-        how = (
-            f"{utility.protocol} protocol: {utility.train:,} + {utility.validation:,} synthetic, {utility.epochs} epochs"
-            if utility
-            else ""
-        )
-        table.add_row(f"{kind} accuracy", f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})", how)
+    if (utility := result.utility) is not None:
+        how = f"{utility.protocol}: {utility.train:,} + {utility.validation:,} synthetic, {utility.epochs} epochs"
+        for kind, score in utility.scores.items():
+            low, high = score.interval
+            value = f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+            table.add_row(f"{kind} accuracy", value, how)
     for distance in result.distances:
         error = "" if distance.error is None else f" ± {distance.error:.2g}"
         table.add_row(

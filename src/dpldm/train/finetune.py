@@ -77,7 +77,8 @@ def algorithm_1(
             except BudgetExhausted:
                 yield _shown(tuner, plan, ledger, curve, ended_early=True)
                 return
-            for part in torch.split(batch, physical):
+            for start in range(0, len(batch), physical):  # no pass at all for an empty batch
+                part = batch[start : start + physical]
                 losses = example_losses(tuner.network, scheduler, latents, part, plan, dropout, entropy)
                 mechanism.accumulate(losses, latents.usable[part])  # clip each example to C, add
             tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average

@@ -1,0 +1,66 @@
+"""The tuned model of a finished run: the one gate between fine-tuning and everything that follows it.
+
+Weights are handed out only together with the plan they were trained under, so that no statement can name another one.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from dpldm.config import RunConfig
+from dpldm.errors import UserError
+from dpldm.models.backbone import Backbone
+from dpldm.models.denoiser import adapt_to_labels
+from dpldm.privacy.ledger import LedgerError, read_ledger
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.run import Run, plan_of
+from dpldm.train.checkpoint import load_checkpoint
+
+
+def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
+    """The plan that the run's model was trained under, and the number of its updates.
+
+    Raises:
+        UserError: the run has no model, has not come to its end, or was trained with other settings than `config`.
+    """
+    run, plan = Run(config), plan_of(config)
+    if not run.checkpoint.exists():
+        raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
+    run.require_same_training()
+    _, facts = load_checkpoint(run.checkpoint)
+    if facts["plan"] != plan.digest():
+        raise UserError(f"The run {config.name!r} was trained under another privacy plan than this config's.")
+    if facts["updates"] < plan.steps and _attempts(run, plan) < plan.attempts:
+        raise UserError(f"The run {config.name!r} has not come to its end: run `dpldm finetune` again, it continues.")
+    return plan, int(facts["updates"])
+
+
+def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel:
+    """The denoiser that was trained: averaged weights where it was tuned, public ones everywhere else.
+
+    Raises:
+        UserError: see `finished_plan`.
+    """
+    finished_plan(config)
+    groups, _ = load_checkpoint(Run(config).checkpoint)
+    return with_weights(backbone.denoiser, len(config.data.labels), groups["average"])
+
+
+@torch.no_grad()
+def with_weights(network: UNet2DConditionModel, classes: int, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    """A public denoiser, adapted to `classes` labels, with some of its parameters replaced; in place."""
+    adapt_to_labels(network, classes)
+    parameters = dict(network.named_parameters())
+    for name, tensor in weights.items():
+        parameters[name].copy_(tensor)
+    return network.eval().requires_grad_(False)
+
+
+def _attempts(run: Run, plan: PrivacyPlan) -> int:
+    try:
+        entries = read_ledger(run.ledger)
+    except (OSError, LedgerError) as error:
+        raise UserError(f"The ledger of {plan.dataset_id!r} cannot be read: restore it from a copy.") from error
+    return sum(entry["event"] == "attempt" and entry["plan"] == plan.digest() for entry in entries)
