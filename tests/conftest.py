@@ -1,14 +1,17 @@
 """Shared by all tests: one thread (so that suites can share a machine) and a tiny public backbone."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from dpldm.config import RunConfig
 from dpldm.models.autoencoder import build_autoencoder
 from dpldm.models.backbone import Backbone
 from dpldm.models.denoiser import build_denoiser, build_scheduler
+from tiny_runs import tiny_settings, write_images
 
 torch.set_num_threads(1)
 
@@ -27,14 +30,31 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """A folder of 40 grey 16x16 images in two classes."""
-    from PIL import Image
+    return write_images(tmp_path / "images")
 
-    rng = np.random.default_rng(0)
-    for index in range(40):
-        label = ("dark", "light")[index % 2]
-        folder = tmp_path / "images" / label
-        folder.mkdir(parents=True, exist_ok=True)
-        level = 60 if label == "dark" else 190
-        pixels = np.clip(rng.normal(level, 25, (16, 16)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
-    return tmp_path / "images"
+
+@pytest.fixture
+def raw(tmp_path: Path, tiny_backbone: Path, image_folder: Path) -> dict[str, Any]:
+    """Raw values of a config that runs, to be changed by the test."""
+    return tiny_settings(tmp_path, tiny_backbone, image_folder)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RunConfig:
+    """A run that was fine-tuned and sampled, shared by all tests: look, do not touch (see `finished_copy`)."""
+    from dpldm.sampling import sample
+    from dpldm.train.finetune import finetune
+
+    directory = tmp_path_factory.mktemp("finished")
+    config = RunConfig.model_validate(tiny_settings(directory, tiny_backbone, write_images(directory / "images")))
+    assert len(list(finetune(config))) == 2
+    assert list(sample(config))[-1].done == 24
+    return config
+
+
+@pytest.fixture
+def finished_copy(tmp_path: Path, finished: RunConfig) -> RunConfig:
+    """The finished run in a folder of the test's own."""
+    output = tmp_path / "copied-runs"
+    shutil.copytree(finished.runtime.output, output)
+    return finished.model_copy(update={"runtime": finished.runtime.model_copy(update={"output": output})})

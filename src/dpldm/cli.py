@@ -5,14 +5,18 @@ sentence on stderr and exit code 2.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NoReturn
 
 import dpldm
 from dpldm.errors import UserError
+
+NO_SPACE_OR_PERMISSION = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+class OneSentenceParser(argparse.ArgumentParser):
+    """argparse whose refusals end like all others: in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}; see `{self.prog} --help`.")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
     # torch's threads wait for each other by spinning. On a machine that does anything else at the same time that
@@ -56,14 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise UserError(f"There is no command {name!r}: use one of {', '.join(COMMANDS)}.")
         module = import_module(COMMANDS[name].module)
-        parser = argparse.ArgumentParser(
+        parser = OneSentenceParser(
             prog=f"dpldm {name}",
             description=f"{COMMANDS[name].summary[0].upper()}{COMMANDS[name].summary[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         return int(module.main(name, parser, words[1:]))
     except UserError as error:
         print(f"dpldm: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_SPACE_OR_PERMISSION:
+            raise
+        # Without the file's name: it may be that of a private image.
+        cause = f"A file cannot be read or written ({error.strerror})"
+        print(f"dpldm: {cause}: make room or allow it, then give the same command again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ndpldm: interrupted; the same command continues where it stopped.", file=sys.stderr)

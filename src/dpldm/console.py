@@ -1,5 +1,7 @@
 """What a run says: progress with time left on a terminal, a line now and then elsewhere. Public facts only."""
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -14,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 LINE_EVERY_SECONDS = 20.0
 
 Item = TypeVar("Item")
@@ -46,7 +48,7 @@ def follow(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item 
 
 def _follow_in_lines(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item | None:
     """One line at the start, every 20 seconds, and at the end: sensible in a log file."""
-    start = shown = time.monotonic()
+    start, shown = time.monotonic(), -math.inf
     first_done: int | None = None
     last: Item | None = None
     for item in items:

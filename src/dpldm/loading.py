@@ -55,30 +55,51 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(f"The config {path} is larger than 1 MB: that is no config.")
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"The config {path} cannot be read: check the path given with --config.") from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise UserError(f"The config {path} is larger than 1 MB: check the path given with --config.")
+    try:
+        raw = _parse(text)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
         raise UserError(f"The config {path} is not valid YAML{line}: correct its indentation or quoting.") from None
     if not isinstance(raw, dict):
         raise UserError(f"The config {path} must hold sections such as `data:` and `privacy:`.")
-    return raw
+    return {key: value for key, value in raw.items() if value is not None}  # `sampling:` with all lines commented out
+
+
+def _parse(text: str) -> Any:
+    """A YAML document as plain values; whatever is wrong with it is a `yaml.YAMLError`."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.YAMLError:
+        raise
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # a 13th month, a tag without its value
+        raise yaml.YAMLError("a value that YAML cannot read") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
     """Safe YAML without aliases, which configs do not need and which can be nested into bombs.
 
-    Also reads 1e-5 as a number, which YAML 1.1 takes for text.
+    Also reads 1e-5 as a number, which YAML 1.1 takes for text, and refuses a key that stands twice in a section:
+    of two budgets, silence must not choose one.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+        return mapping
 
 
 _PlainLoader.add_implicit_resolver(
@@ -90,7 +111,7 @@ _PlainLoader.add_implicit_resolver(
 
 def _put(raw: dict[str, Any], key: str, text: str) -> None:
     try:
-        value = yaml.load(text, Loader=_PlainLoader)
+        value = _parse(text)
     except yaml.YAMLError:
         value = text
     *sections, leaf = key.split(".")
@@ -112,4 +133,5 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing: set it in the config or with --{key}."
     text = problem["msg"].removeprefix("Value error, ")
-    return f"{key} is not valid: {text[0].lower()}{text[1:]}."
+    remedy = ", in quotes" if problem["type"] == "string_type" else ""
+    return f"{key} is not valid: {text[0].lower()}{text[1:]}{remedy}."

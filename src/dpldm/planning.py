@@ -50,8 +50,8 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     constants = plan_of(config)
     backbone = load_backbone(config.backbone)
     check_fit(config, backbone)
-    total = sum(p.numel() for p in backbone.denoiser.parameters())
     tuner = Tuner(backbone.denoiser, len(config.data.labels), config.trainable, config.optimizer)
+    total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio = constants.noise_multiplier * math.sqrt(tuned) / constants.expected_batch_size
     per_example, activations = _measure(config, constants, backbone, tuner) if timed else (None, 0)

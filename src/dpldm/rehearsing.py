@@ -45,7 +45,7 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
     rows = rng.permutation(np.flatnonzero(public.labels < classes) if classes else len(public.labels))
     cut = int(len(rows) * TEST_SHARE)
     records = config.privacy.records or 0
-    name = f"{config.name}-rehearsal"
+    name = f"{config.name[:54]}-rehearsal"  # a name has at most 64 characters
     folder = Run(config.model_copy(update={"name": name})).directory / "stand-in"
     folder.mkdir(parents=True, exist_ok=True)
     train = rows[cut:][rng.permutation(np.arange(records) % (len(rows) - cut))]

@@ -20,12 +20,11 @@ from dpldm.data.export import export_images, export_npz
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone, locate_backbone, sha256_of
 from dpldm.privacy.accounting import Adjacency
-from dpldm.privacy.ledger import read_ledger
 from dpldm.report.card import release_card, synthetic_card
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
 from dpldm.train.checkpoint import replace_file
-from dpldm.tuned import finished_plan, tuned_network
+from dpldm.tuned import finished_plan, ledger_entries, tuned_network
 
 What = Literal["data", "model", "both"]
 
@@ -50,13 +49,13 @@ def release(config: RunConfig, what: What = "data") -> Path:
         backbone = load_backbone(config.backbone)
         tuned = replace(backbone, name=f"{backbone.name}-{config.name}", denoiser=tuned_network(config, backbone))
         tuned.save(partial / "model")
+    (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
     replace_file(partial / "privacy.json", (json.dumps(statement, indent=2) + "\n").encode(), mode=0o644)
-    (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     if not target.exists():
         partial.rename(target)
-    elif _same_release(partial, target):
+    elif _identity(partial) == _identity(target):
         shutil.rmtree(partial)
     else:
         shutil.rmtree(partial)
@@ -64,13 +63,17 @@ def release(config: RunConfig, what: What = "data") -> Path:
     return target
 
 
-def _same_release(one: Path, other: Path) -> bool:
-    """Whether two releases hold the same files of the same run; the ledger may have grown in between."""
+def _identity(directory: Path) -> object:
+    """What two releases of the same files of the same run share; None for what is no release.
+
+    README.md is left out: it shows the ledger's head, and the ledger may have grown in between.
+    """
     try:
-        first, second = (json.loads((path / "privacy.json").read_text(encoding="utf-8")) for path in (one, other))
-    except (OSError, ValueError):
-        return False
-    return all(first.get(key) == second.get(key) for key in ("plan_digest", "files"))
+        statement = json.loads((directory / "privacy.json").read_text(encoding="utf-8"))
+        files = {name: digest for name, digest in statement["files"].items() if name != "README.md"}
+        return statement["plan_digest"], files
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def privacy_statement(config: RunConfig) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
         UserError: the run is not finished, or was trained with other settings than `config`.
     """
     plan, updates = finished_plan(config)
-    entries = read_ledger(Run(config).ledger)
+    entries = ledger_entries(config)
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {

@@ -6,16 +6,21 @@ runs/NAME/  config.resolved.yaml
             release/   what may leave
 """
 
+import json
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
+from dpldm.models.backbone import WEIGHTS, locate_backbone
 from dpldm.privacy.plan import PrivacyPlan, make_plan
+from dpldm.train.checkpoint import replace_file
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,20 @@ class Run:
         return self.directory / "config.resolved.yaml"
 
     def create(self) -> None:
-        """Make the folders and write the resolved config, or check that it is the one the run started with.
+        """Make the folders and write the resolved config. Settings bind a run from its first checkpoint on.
 
         Raises:
-            UserError: the run exists with other settings, or its folder cannot be written.
+            UserError: the run was trained with other settings, its folder cannot be written, or its disk is too full.
         """
+        if self.checkpoint.exists():
+            self.require_same_training()
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        path = self.resolved_config
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._require_space()
             self.private.mkdir(exist_ok=True)
             os.chmod(self.private, stat.S_IRWXU)
-            if path.exists():
-                self.require_same_training()
-            path.write_text(resolved)
+            replace_file(self.resolved_config, resolved.encode(), mode=0o644)
         except OSError as error:
             raise UserError(
                 f"The run folder {self.directory} cannot be written ({error.strerror}): "
@@ -92,13 +97,48 @@ class Run:
         Raises:
             UserError: a section of training differs from the one the run was started with.
         """
-        earlier = RunConfig.model_validate(yaml.safe_load(self.resolved_config.read_text()))
-        for section in ("data", "backbone", "trainable", "privacy", "optimizer"):
-            if getattr(earlier, section) != getattr(self.config, section):
+        try:
+            earlier = RunConfig.model_validate(yaml.safe_load(self.resolved_config.read_text()))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{self.resolved_config} is missing or damaged: restore it from a copy, or give this run a new name."
+            ) from error
+        before, now = _settings_of_training(earlier), _settings_of_training(self.config)
+        for section in now:
+            if before[section] != now[section]:
                 raise UserError(
                     f"The run {self.config.name!r} exists with another section `{section}`: give this run a new "
                     "name, or use the settings it was started with."
                 )
+
+    def _require_space(self) -> None:
+        needed = disk_space(self.config)
+        if shutil.disk_usage(self.directory).free < needed:
+            raise UserError(
+                f"The disk of {self.directory} is too full, the run needs {needed / 1e6:,.0f} MB: free space or choose "
+                "another runtime.output."
+            )
+
+
+def _settings_of_training(config: RunConfig) -> dict[str, Any]:
+    """The sections that trained weights depend on; test images are not among them."""
+    settings: dict[str, Any] = config.model_dump(include={"data", "backbone", "trainable", "privacy", "optimizer"})
+    del settings["data"]["test_path"]
+    return settings
+
+
+def disk_space(config: RunConfig) -> int:
+    """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints.
+
+    A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam); a
+    backbone stores it once in float16. The old one stays until the new one is complete.
+    """
+    backbone = locate_backbone(config.backbone)
+    autoencoder = json.loads((backbone / "vae" / "config.json").read_text(encoding="utf-8"))
+    side = -(-config.data.image_size // 2 ** (len(autoencoder["block_out_channels"]) - 1))
+    latent = 2 * 4 * autoencoder["latent_channels"] * side**2  # mean and log-variance, float32
+    checkpoint = 4 * 2 * (backbone / WEIGHTS[1]).stat().st_size
+    return int((config.privacy.records or 0) * latent + 2 * checkpoint)
 
 
 def default_batch(records: int) -> int:

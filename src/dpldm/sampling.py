@@ -98,6 +98,8 @@ def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
         return torch.arange(settings.count) % classes
     if len(settings.label_counts) != classes or min(settings.label_counts) < 0:
         raise UserError(f"sampling.label_counts needs {classes} numbers, one per class of data.labels, none negative.")
+    if sum(settings.label_counts) == 0:
+        raise UserError("sampling.label_counts asks for no image: give at least one class a positive number.")
     labels = torch.repeat_interleave(torch.arange(classes), torch.tensor(settings.label_counts))
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed))]
 

@@ -4,6 +4,7 @@ Weights are handed out only together with the plan they were trained under, so t
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,7 +14,7 @@ from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone
 from dpldm.models.denoiser import adapt_to_labels
-from dpldm.privacy.ledger import LedgerError, read_ledger
+from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, plan_of
 from dpldm.train.checkpoint import load_checkpoint
@@ -25,14 +26,21 @@ def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
     Raises:
         UserError: the run has no model, has not come to its end, or was trained with other settings than `config`.
     """
-    run, plan = Run(config), plan_of(config)
+    run = Run(config)
     if not run.checkpoint.exists():
         raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
     run.require_same_training()
+    plan = plan_of(config)
     _, facts = load_checkpoint(run.checkpoint)
     if facts["plan"] != plan.digest():
-        raise UserError(f"The run {config.name!r} was trained under another privacy plan than this config's.")
-    if facts["updates"] < plan.steps and _attempts(run, plan) < plan.attempts:
+        raise UserError(
+            f"The run {config.name!r} was trained under another privacy plan than this config's: restore the settings "
+            "it was trained with."
+        )
+    ledger = Ledger(run.ledger, ledger_entries(config))
+    if not ledger.contains(Head(*facts["head"])):
+        raise UserError(f"The ledger {run.ledger.name} is not the one that this run wrote: restore it from a copy.")
+    if facts["updates"] < plan.steps and ledger.attempts(plan) < plan.attempts:
         raise UserError(f"The run {config.name!r} has not come to its end: run `dpldm finetune` again, it continues.")
     return plan, int(facts["updates"])
 
@@ -58,9 +66,14 @@ def with_weights(network: UNet2DConditionModel, classes: int, weights: Mapping[s
     return network.eval().requires_grad_(False)
 
 
-def _attempts(run: Run, plan: PrivacyPlan) -> int:
+def ledger_entries(config: RunConfig) -> list[dict[str, Any]]:
+    """All lines of the ledger of the run's data set, checked.
+
+    Raises:
+        UserError: it is missing or was changed.
+    """
+    ledger = Run(config).ledger
     try:
-        entries = read_ledger(run.ledger)
+        return read_ledger(ledger)
     except (OSError, LedgerError) as error:
-        raise UserError(f"The ledger of {plan.dataset_id!r} cannot be read: restore it from a copy.") from error
-    return sum(entry["event"] == "attempt" and entry["plan"] == plan.digest() for entry in entries)
+        raise UserError(f"The ledger {ledger.name} cannot be read or was changed: restore it from a copy.") from error

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.plan import PrivacyPlan
 
-NOT_HASHED = {"privacy.json", "README.md"}
+NOT_HASHED = {"privacy.json"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ def verify(directory: Path) -> list[Check]:
         UserError: it holds no readable privacy.json of ours.
     """
     statement = _read(directory / "privacy.json")
+    try:
+        return _checks(directory, statement)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(
+            f"The statement in {directory} lacks a value, or has one that cannot be: ask for the release again."
+        ) from error
+
+
+def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
     plan = PrivacyPlan(**statement["plan"])
     claimed = statement["guarantee"]
     return [
@@ -42,6 +52,7 @@ def verify(directory: Path) -> list[Check]:
         Check("delta", claimed["delta"] == plan.delta < 1 / plan.records, f"{plan.delta:g} < 1/records"),
         Check("updates", statement["updates"] <= plan.steps, f"{statement['updates']} of {plan.steps}"),
         Check("unit and adjacency", _same_unit(claimed, plan), f"one {plan.unit}, added or removed"),
+        Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"]),
     ]
 
@@ -51,8 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
         statement: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if statement["format"] != "dpldm-privacy-1":
             raise ValueError
-        PrivacyPlan(**statement["plan"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no privacy statement of dpldm: give the directory that `dpldm release` made."
         ) from error
@@ -69,8 +79,9 @@ def _same_unit(claimed: dict[str, Any], plan: PrivacyPlan) -> bool:
 
 
 def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
-    present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - NOT_HASHED
-    changed = [name for name in sorted(expected) if name in present and _sha256(directory / name) != expected[name]]
+    found = [p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir()]
+    present = {p.relative_to(directory).as_posix() for p in found} - NOT_HASHED
+    changed = [name for name in sorted(expected) if name in present and _digest(directory / name) != expected[name]]
     missing, undeclared = sorted(set(expected) - present), sorted(present - set(expected))
     return [
         Check("files unchanged", not changed, _first(changed, f"{len(expected)} files")),
@@ -80,9 +91,12 @@ def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
 
 
 def _first(names: list[str], otherwise: str) -> str:
-    return f"{names[0]} and {len(names) - 1} more" if names else otherwise
+    return f"{printable(names[0])} and {len(names) - 1} more" if names else otherwise
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """The sha256 of a file; nothing for what is none of its own, such as a link."""
+    if path.is_symlink() or not path.is_file():
+        return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -134,6 +134,13 @@ def _evaluate(config: RunConfig, given: argparse.Namespace) -> None:
         out.print(f"evaluation: INTERNAL, see {Run(config).private / 'evaluation.json'} or run `dpldm evaluate`")
 
 
+def _check_evaluation(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.evaluation.evaluate import check_evaluation
+
+    if config.data.test_path is not None:
+        check_evaluation(config)
+
+
 def _evaluate_if_possible(config: RunConfig, given: argparse.Namespace) -> None:
     if config.data.test_path is None:
         out.print("No data.test_path: evaluation is left out.")
@@ -155,6 +162,6 @@ _STAGES: dict[str, tuple[Stage, ...]] = {
     "sample": (_sample,),
     "evaluate": (_evaluate,),
     "release": (_release,),
-    "run": (_plan, _finetune, _sample, _evaluate_if_possible, _release),
-    "rehearse": (_plan, _finetune, _sample, _evaluate),
+    "run": (_plan, _check_evaluation, _finetune, _sample, _evaluate_if_possible, _release),
+    "rehearse": (_plan, _check_evaluation, _finetune, _sample, _evaluate),
 }

@@ -1,6 +1,7 @@
 """A look at a set of images by its holder. INTERNAL: everything here is about private data."""
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def write_config(inspection: Inspection, path: Path) -> None:
     """Writes the start of a run's configuration (YAML), without any count of the data.
 
     Raises:
-        UserError: the file exists.
+        UserError: the file exists, or cannot be written.
     """
     text = _CONFIG.format(
         path=_yaml(str(inspection.path)),
@@ -205,21 +206,29 @@ def write_config(inspection: Inspection, path: Path) -> None:
         label_column=_yaml(inspection.label_column),
         group_column=_yaml(inspection.group_column),
         window="[0, 65535]" if inspection.bit_depth == 16 else "",
-        dataset_id=_yaml(inspection.path.resolve().name.split(".")[0] or "data"),
+        dataset_id=_yaml(_dataset_id(inspection.path.resolve().name.split(".")[0])),
     )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise UserError(f"{path} exists: choose another name, or remove it.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place.") from None
+
+
+def _dataset_id(name: str) -> str:
+    """The name with everything that `privacy.dataset_id` does not allow made a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:64] or "data"
 
 
 def _yaml(value: str | list[str] | None) -> str:
-    """A value in YAML's one-line form, quoted where it must be; empty for None."""
+    """A value in YAML's one-line form, quoted; empty for None."""
     if value is None:
         return ""
-    # In a list, because a bare value would be followed by the end mark of a document.
-    return str(yaml.safe_dump([value], default_flow_style=True, width=float("inf"))).strip()[1:-1]
+    # In a list, because a bare value would be followed by the end mark of a document. In quotes, because 1e3 is a
+    # number to us (see loading.py) and text to YAML 1.1.
+    return str(yaml.safe_dump([value], default_flow_style=True, default_style='"', width=float("inf"))).strip()[1:-1]
 
 
 _CONFIG = """\

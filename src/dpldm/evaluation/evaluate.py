@@ -21,7 +21,7 @@ from dpldm.evaluation.features import EfficientNetLite0, FeatureExtractor, Incep
 from dpldm.evaluation.fidelity import Distance, measure
 from dpldm.evaluation.utility import FULL, SCREEN, Protocol, UtilityResult, quick, train_on_synthetic
 from dpldm.run import Run
-from dpldm.sampling import SyntheticSet, load_synthetic
+from dpldm.sampling import SyntheticSet, load_synthetic, planned_labels
 from dpldm.train.checkpoint import replace_file
 
 
@@ -40,6 +40,23 @@ class Evaluation:
             "utility": self.utility.to_json() if self.utility else None,
             "distances": [asdict(distance) | {"text": str(distance)} for distance in self.distances],
         }
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Refuse before a run what `evaluate` would refuse after hours of it. Nothing is charged, nothing written.
+
+    Raises:
+        UserError: there are no readable test images, no extractor, or too few synthetic images for the protocol.
+    """
+    _test_images(config)
+    _extractor(config)
+    count = len(planned_labels(config.sampling, len(config.data.labels)))
+    protocol = _protocol(config, count)
+    if config.data.labels and count < protocol.images:
+        raise UserError(
+            f"The evaluation {protocol.name} needs {protocol.images:,} synthetic images, sampling asks for {count:,}: "
+            "raise sampling.count or set evaluation.protocol to quick."
+        )
 
 
 def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] | None = None) -> Evaluation:

@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
 
 from dpldm.errors import UserError
 
@@ -62,14 +63,11 @@ class Backbone:
 def _save_half(network: Any, directory: Path) -> None:
     """Save a float16 copy without touching the float32 network."""
     state = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
+    network.register_to_config(_name_or_path="")  # diffusers keeps the folder it loaded from: a path of this machine
     network.save_config(directory)
-    from safetensors.torch import save_file
-
-    save_file(
-        {n: t.contiguous() for n, t in state.items()},
-        directory / "diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    path = directory / "diffusion_pytorch_model.safetensors"
+    save_file({n: t.contiguous() for n, t in state.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -100,9 +98,8 @@ def locate_backbone(name_or_path: str) -> Path:
     directory = Path(name_or_path)
     if (directory / "backbone.json").is_file():
         return directory
-    raise UserError(
-        f"There is no backbone {name_or_path!r}: give one of {sorted(bundled)} or a directory made by `dpldm pretrain`."
-    )
+    known = f"one of {', '.join(sorted(bundled))} or " if bundled else ""
+    raise UserError(f"There is no backbone {name_or_path!r}: give {known}a directory made by `dpldm pretrain`.")
 
 
 def load_backbone(name_or_path: str) -> Backbone:

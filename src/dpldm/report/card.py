@@ -72,6 +72,7 @@ def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     header = {"tags": ["synthetic", "differential-privacy", "dp-sgd"], "pretty_name": config.name}
     labels = ", ".join(plain(name) for name in config.data.labels) or "none (unconditional)"
     sampling = config.sampling
+    count = sum(sampling.label_counts) if sampling.label_counts and config.data.labels else sampling.count
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
@@ -80,7 +81,7 @@ def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
 Every image here was drawn from a generative model; none is a photograph of anyone or anything. The set is
 {guarantee_sentence(statement)}.
 
-* {sampling.count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
+* {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
 * classes are equally frequent unless declared otherwise: their true frequencies were not used
 

@@ -1,0 +1,197 @@
+"""The conditional denoiser: its condition, its losses, its labels, and what is tuned of it."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dpldm.errors import UserError
+from dpldm.models.denoiser import (
+    adapt_to_labels,
+    build_denoiser,
+    build_scheduler,
+    class_count,
+    condition,
+    denoising_losses,
+)
+from dpldm.models.trainable import PRESETS, choose_trainable
+
+USELESS = re.compile(r"attn2\.to_q|attn2\.to_k|transformer_blocks\.\d\.norm2")
+
+
+def small(classes: int = 5) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return build_denoiser(2, 4, classes, widths=(16, 16), layers_per_block=1, heads=2, condition_dim=8).eval()
+
+
+# --- the condition --------------------------------------------------------------------------------------------------
+
+
+@given(labels=st.lists(st.integers(0, 7), min_size=1, max_size=9))
+def test_the_condition_is_one_hot_with_a_place_for_no_label(labels: list[int]) -> None:
+    context = condition(torch.tensor(labels), 7)
+    assert context.shape == (len(labels), 1, 8)
+    assert context.dtype == torch.float32
+    assert np.array_equal(context[:, 0].numpy(), np.eye(8, dtype=np.float32)[labels])
+
+
+def test_without_classes_there_is_only_the_null_label() -> None:
+    assert condition(torch.tensor([0, 0]), 0).tolist() == [[[1.0]], [[1.0]]]
+
+
+def test_classes_are_counted_without_the_null_label() -> None:
+    assert class_count(small(5)) == 5
+    assert small(5).encoder_hid_proj.in_features == 6
+
+
+# --- the losses -------------------------------------------------------------------------------------------------------
+
+
+def by_hand(network: nn.Module, kind: str, z: Tensor, context: Tensor, times: Tensor, noise: Tensor) -> list[float]:
+    """Row by row in float64, from the LDM schedule's definition."""
+    betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    alpha_bar = np.cumprod(1 - betas)
+    losses = []
+    for i in range(len(z)):
+        a = alpha_bar[int(times[i])]
+        clean, epsilon = z[i].double(), noise[i].double()
+        noisy = a**0.5 * clean + (1 - a) ** 0.5 * epsilon
+        target = a**0.5 * epsilon - (1 - a) ** 0.5 * clean if kind == "v_prediction" else epsilon
+        with torch.no_grad():
+            out = network(noisy[None].float(), times[i], encoder_hidden_states=context[i : i + 1]).sample[0].double()
+        losses.append(float(((out - target) ** 2).mean()))
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_losses_are_the_definition_row_by_row(kind: str) -> None:
+    network, generator = small(), torch.Generator().manual_seed(1)
+    z, noise = (torch.randn(6, 2, 4, 4, generator=generator) for _ in range(2))
+    times = torch.tensor([0, 1, 250, 500, 998, 999])
+    context = condition(torch.tensor([0, 1, 2, 3, 4, 5]), 5)
+    losses = denoising_losses(network, build_scheduler(kind), z, context, times, noise)
+    assert losses.shape == (6,)
+    np.testing.assert_allclose(losses.detach(), by_hand(network, kind, z, context, times, noise), rtol=1e-4)
+
+
+def test_a_row_depends_on_itself_alone() -> None:
+    network, generator = small(), torch.Generator().manual_seed(2)
+    z, noise = (torch.randn(5, 2, 4, 4, generator=generator) for _ in range(2))
+    context, times = condition(torch.arange(5), 5), torch.arange(5) * 200
+    scheduler = build_scheduler("v_prediction")
+    together = denoising_losses(network, scheduler, z, context, times, noise)
+    z[1:] = 7.0
+    changed = denoising_losses(network, scheduler, z, context, times, noise)
+    torch.testing.assert_close(changed[0], together[0], rtol=1e-5, atol=1e-6)
+    assert not torch.isclose(changed[1], together[1])
+
+
+def test_the_schedule_is_the_one_of_latent_diffusion() -> None:
+    scheduler = build_scheduler("epsilon")
+    expected = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    np.testing.assert_allclose(scheduler.betas, expected, rtol=1e-5)
+    assert not scheduler.config.clip_sample
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=8)
+@given(classes=st.integers(0, 12))
+def test_new_labels_start_at_the_mean_public_class_and_keep_the_null_row(classes: int) -> None:
+    network = small(5)
+    old = network.encoder_hid_proj
+    weight, bias = old.weight.detach().clone(), old.bias.detach().clone()
+    adapt_to_labels(network, classes)
+    new = network.encoder_hid_proj
+    assert class_count(network) == classes
+    assert new.weight.shape == (8, classes + 1)
+    torch.testing.assert_close(new.weight[:, classes], weight[:, 5], rtol=0, atol=0)
+    torch.testing.assert_close(new.bias, bias, rtol=0, atol=0)
+    for k in range(classes):
+        torch.testing.assert_close(new.weight[:, k].double(), weight[:, :5].double().mean(1), rtol=1e-5, atol=1e-7)
+
+
+def test_the_null_label_means_what_it_meant_before() -> None:
+    network = small(5)
+    z = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = network(z, 10, encoder_hidden_states=condition(torch.tensor([5, 5]), 5)).sample
+        adapt_to_labels(network, 3)
+        after = network(z, 10, encoder_hidden_states=condition(torch.tensor([3, 3]), 3)).sample
+    torch.testing.assert_close(before, after)
+
+
+def test_an_adapted_network_saves_and_loads(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("adapted")
+    network = small(5)
+    adapt_to_labels(network, 2)
+    network.save_pretrained(directory)
+    loaded = UNet2DConditionModel.from_pretrained(directory, local_files_only=True)
+    assert torch.equal(loaded.encoder_hid_proj.weight, network.encoder_hid_proj.weight)
+
+
+# --- what is tuned ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_with_one_context_token_queries_keys_and_their_norm_have_no_gradient(kind: str) -> None:
+    """By autograd over the whole network; and everything else has one."""
+    network, generator = small(), torch.Generator().manual_seed(3)
+    network.requires_grad_(True)
+    # Random biases and norms: at their initial zeros and ones some gradients vanish by accident.
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    z, noise = (torch.randn(4, 2, 4, 4, generator=generator) for _ in range(2))
+    context = condition(torch.tensor([0, 1, 4, 5]), 5)
+    times = torch.tensor([10, 300, 600, 900])
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel rounds: its zeros are 1e-9
+        denoising_losses(network, build_scheduler(kind), z, context, times, noise).sum().backward()
+    gradients = {name: float(p.grad.abs().max()) for name, p in network.named_parameters()}
+    without = {name for name, size in gradients.items() if size == 0.0}
+    assert without == {name for name in gradients if USELESS.search(name)}
+    assert len(without) == 7 * 4, "2 + 1 + 4 blocks with queries, keys, and a norm of two parameters"
+
+
+def test_presets_choose_what_the_paper_tunes() -> None:
+    names = [name for name, _ in small().named_parameters()]
+    live = {name for name in names if not USELESS.search(name)}
+    chosen = {preset: set(choose_trainable(small(), preset)) for preset in PRESETS}
+    assert chosen["all"] == live
+    assert chosen["condition"] == {"encoder_hid_proj.weight", "encoder_hid_proj.bias"}
+    assert chosen["attention"] == {n for n in live if "attentions" in n.split(".")} | chosen["condition"]
+    assert len(chosen["condition"]) < len(chosen["attention"]) < len(chosen["all"])
+
+
+@pytest.mark.parametrize("choice", [*PRESETS, r"attn1\.to_v", r"^conv_in\.", r"norm2"])
+def test_what_is_not_chosen_is_frozen(choice: str) -> None:
+    network = small()
+    chosen = choose_trainable(network, choice)
+    parameters = dict(network.named_parameters())
+    assert {name for name, p in parameters.items() if p.requires_grad} == set(chosen)
+    assert all(parameters[name] is p for name, p in chosen.items())
+    assert not any(USELESS.search(name) for name in chosen)
+    assert all(re.search(PRESETS.get(choice, choice), name) for name in chosen)
+    assert chosen
+    again = choose_trainable(network, "condition")
+    assert {name for name, p in parameters.items() if p.requires_grad} == set(again), "an earlier choice is undone"
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ("(", "no valid regular expression"),
+        ("nothing", "matches no parameter"),
+        (r"attn2\.to_q", "matches no parameter"),
+    ],
+)
+def test_a_choice_without_sense_is_refused(choice: str, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        choose_trainable(small(), choice)

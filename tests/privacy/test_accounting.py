@@ -1,0 +1,152 @@
+"""Epsilon against closed forms, dp-accounting's own answer, Rényi DP, and values worked out elsewhere."""
+
+import math
+
+import dp_accounting
+import pytest
+from dp_accounting.pld import privacy_loss_distribution
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from dpldm.privacy.accounting import DISCRETISATION, Adjacency, calibrate_noise, delta_at, epsilon, epsilon_rdp
+
+DELTA = 1e-5
+
+
+def delta_of_gaussian(mu: float, eps: float) -> float:
+    """Balle and Wang 2018 (arXiv 1805.06530), theorem 8, for sensitivity / standard deviation = mu."""
+    return float(stats.norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * stats.norm.cdf(-mu / 2 - eps / mu))
+
+
+def delta_of_sampled_gaussian(sigma: float, q: float, eps: float) -> float:
+    """One Poisson-sampled Gaussian, both directions: the hockey-stick divergences of the pair of step 4 of the proof.
+
+    E[(1 - q) P0 + q P1 || P0] at e^eps is q times that of P1 || P0 at 1 + (e^eps - 1) / q; and
+    E[P0 || (1 - q) P0 + q P1] = E_x~P0 [1 - e^eps (1 - q + q L(x))]+ with L = P1 / P0 increasing in x.
+    """
+    removed = q * delta_of_gaussian(1 / sigma, math.log1p(math.expm1(eps) / q))
+    room = math.exp(-eps) - (1 - q)
+    if room <= 0:
+        return removed
+    edge = sigma**2 * math.log(room / q) + 0.5
+    below_0, below_1 = stats.norm.cdf(edge / sigma), stats.norm.cdf((edge - 1) / sigma)
+    added = below_0 - math.exp(eps) * ((1 - q) * below_0 + q * below_1)
+    return max(removed, float(added))
+
+
+def epsilon_of(delta_at_eps, delta: float) -> float:
+    """The smallest eps >= 0 with delta_at_eps(eps) <= delta."""
+    if delta_at_eps(0.0) <= delta:
+        return 0.0
+    return float(optimize.brentq(lambda eps: delta_at_eps(eps) - delta, 0.0, 60.0, xtol=1e-12))
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(0.5, 1), (1.0, 1), (4.0, 1), (20.0, 1), (4.0, 10), (30.0, 400)])
+def test_full_batches_are_the_closed_form_of_the_gaussian(sigma: float, steps: int) -> None:
+    """q = 1: T Gaussians of noise sigma are one of noise sigma / sqrt(T)."""
+    exact = epsilon_of(lambda eps: delta_of_gaussian(math.sqrt(steps) / sigma, eps), DELTA)
+    assert exact - 1e-9 <= epsilon(sigma, 1.0, steps, DELTA) <= exact + 2e-3
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.6, 5.0), st.floats(1e-4, 1.0), st.floats(-8, -3))
+def test_one_sampled_gaussian_is_the_closed_form(sigma: float, q: float, log_delta: float) -> None:
+    delta = 10**log_delta
+    exact = epsilon_of(lambda eps: delta_of_sampled_gaussian(sigma, q, eps), delta)
+    coarse = 10 * DISCRETISATION
+    assert exact - 1e-9 <= epsilon(sigma, q, 1, delta, discretisation=coarse) <= exact + 2 * coarse
+
+
+@pytest.mark.parametrize(("sigma", "q", "steps"), [(2.0, 0.02, 50), (3.0, 0.2, 20)])
+def test_is_the_librarys_own_pessimistic_answer(sigma: float, q: float, steps: int) -> None:
+    library = privacy_loss_distribution.from_gaussian_mechanism(
+        sigma,
+        sampling_prob=q,
+        value_discretization_interval=DISCRETISATION,
+        neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+    ).self_compose(steps)
+    assert epsilon(sigma, q, steps, DELTA) == pytest.approx(library.get_epsilon_for_delta(DELTA), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "adjacency", "known"),
+    [
+        (2.113, Adjacency.ADD_OR_REMOVE_ONE, 1.00),
+        (2.113, Adjacency.REPLACE_ONE, 1.93),
+        (0.909, Adjacency.ADD_OR_REMOVE_ONE, 4.00),
+    ],
+)
+def test_known_values(sigma: float, adjacency: Adjacency, known: float) -> None:
+    """q = 0.0256, 400 steps, delta 1e-5, worked out independently."""
+    assert epsilon(sigma, 0.0256, 400, DELTA, adjacency) == pytest.approx(known, abs=0.006)
+
+
+@settings(max_examples=24, deadline=None)
+@given(
+    sigma=st.floats(1.0, 8.0),
+    q=st.floats(1e-3, 0.3) | st.just(1.0),
+    steps=st.integers(1, 300),
+    log_delta=st.floats(-8, -3),
+)
+def test_never_above_renyi_and_never_below_zero(sigma: float, q: float, steps: int, log_delta: float) -> None:
+    delta = 10**log_delta
+    tight = epsilon(sigma, q, steps, delta, discretisation=10 * DISCRETISATION)
+    assert 0 <= tight <= epsilon_rdp(sigma, q, steps, delta) + 1e-3
+
+
+@settings(max_examples=8, deadline=None)
+@given(sigma=st.floats(1.5, 6.0), q=st.floats(5e-3, 0.5), steps=st.integers(1, 100))
+def test_monotone_in_every_argument(sigma: float, q: float, steps: int) -> None:
+    def at(sigma: float, q: float, steps: int, delta: float) -> float:
+        return epsilon(sigma, q, steps, delta, discretisation=10 * DISCRETISATION)
+
+    here = at(sigma, q, steps, DELTA)
+    assert at(sigma * 1.2, q, steps, DELTA) <= here
+    assert at(sigma, q * 1.2, steps, DELTA) >= here
+    assert at(sigma, q, steps + 10, DELTA) >= here
+    assert at(sigma, q, steps, DELTA * 10) <= here
+
+
+@settings(max_examples=8, deadline=None)
+@given(sigma=st.floats(1.5, 6.0), q=st.floats(5e-3, 1.0), steps=st.integers(1, 100))
+def test_replacing_costs_at_least_as_much_as_adding(sigma: float, q: float, steps: int) -> None:
+    added, replaced = (
+        epsilon(sigma, q, steps, DELTA, adjacency, discretisation=10 * DISCRETISATION) for adjacency in Adjacency
+    )
+    assert replaced >= added
+
+
+def test_finer_grids_only_come_down() -> None:
+    """Pessimistic: the coarse value is an upper bound of the finer one."""
+    values = [epsilon(1.2, 0.05, 100, DELTA, discretisation=grid) for grid in (1e-2, 1e-3, DISCRETISATION)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert epsilon(1.0, 0.5, 0, DELTA) == 0.0
+
+
+@pytest.mark.parametrize("eps", [0.5, 1.5])
+def test_delta_and_epsilon_are_one_curve(eps: float) -> None:
+    assert delta_at(1.0, 1.0, 1, eps) == pytest.approx(delta_of_gaussian(1.0, eps), rel=1e-3)
+    delta = delta_at(3.0, 0.2, 30, eps)
+    assert epsilon(3.0, 0.2, 30, delta) == pytest.approx(eps, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "steps"),
+    [(4.0, 1e-4, 0.3, 5), (1.0, 1e-5, 0.05, 155), (1.0, 1e-6, 0.01, 5000), (0.1, 1e-5, 0.125, 155), (2.0, 1e-5, 1, 1)],
+)
+def test_calibrated_noise_keeps_the_target_and_wastes_little(target: float, delta: float, q: float, steps: int) -> None:
+    noise = calibrate_noise(target, delta, q, steps)
+    assert epsilon(noise, q, steps, delta) <= target
+    assert epsilon(0.97 * noise, q, steps, delta, discretisation=10 * DISCRETISATION) > target
+
+
+@settings(max_examples=3, deadline=None)
+@given(target=st.floats(0.1, 2.0), q=st.floats(0.05, 1.0), steps=st.integers(5, 200))
+def test_calibrated_noise_of_any_plan_keeps_the_target(target: float, q: float, steps: int) -> None:
+    noise = calibrate_noise(target, DELTA, q, steps)
+    assert epsilon(noise, q, steps, DELTA) <= target
+    assert epsilon(0.97 * noise, q, steps, DELTA, discretisation=10 * DISCRETISATION) > target

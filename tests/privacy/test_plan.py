@@ -1,0 +1,128 @@
+"""The plan: what it refuses, what its noise is calibrated for, and what its digest covers."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpldm.privacy.accounting import Adjacency, epsilon
+from dpldm.privacy.plan import PrivacyPlan, default_reserve, make_plan
+
+PLAN = PrivacyPlan(
+    dataset_id="scans",
+    run="first",
+    epsilon=2.0,
+    delta=1e-5,
+    records=1000,
+    expected_batch_size=100,
+    steps=40,
+    reserve_steps=10,
+    max_grad_norm=0.5,
+    draws_per_example=3,
+    noise_multiplier=3.0,
+)
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    constants = PLAN.constants() | changes
+    return {key: constants[key] for key in constants if key not in ("noise_multiplier", "unit")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": float("inf")}, "epsilon"),
+        ({"epsilon": float("nan")}, "epsilon"),
+        ({"delta": 1 / 1000}, "delta"),
+        ({"delta": 0.5}, "delta"),
+        ({"delta": 0.0}, "delta"),
+        ({"delta": -1e-9}, "delta"),
+        ({"delta": 1e-16}, "delta"),
+        ({"delta": float("nan")}, "delta"),
+        ({"records": 9}, "records"),
+        ({"records": 0}, "records"),
+        ({"records": -1000}, "records"),
+        ({"expected_batch_size": 1001}, "expected_batch_size"),
+        ({"expected_batch_size": 0}, "expected_batch_size"),
+        ({"steps": 0}, "steps"),
+        ({"reserve_steps": -1}, "reserve_steps"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm"),
+        ({"draws_per_example": 0}, "draws_per_example"),
+    ],
+)
+def test_constants_out_of_range_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make_plan(**asked(**changes))
+
+
+def test_delta_just_below_one_in_records_is_taken() -> None:
+    assert make_plan(**asked(epsilon=0.3, delta=0.999e-3)).delta == 0.999e-3
+
+
+def test_noise_is_calibrated_for_all_attempts() -> None:
+    plan = make_plan(**asked(epsilon=1.0, steps=10, reserve_steps=30))
+    assert plan.attempts == 40
+    q = 100 / 1000
+    assert plan.sampling_probability == q
+    spent = epsilon(plan.noise_multiplier, q, 40, 1e-5)
+    assert 0.97 < spent <= 1.0
+    assert plan.epsilon_after(40) == spent
+    assert plan.epsilon_after(10) < 0.75, "the noise of 10 attempts alone would be far less"
+    assert plan.epsilon_after(40, Adjacency.REPLACE_ONE) > spent
+
+
+def test_everything_else_is_taken_over_as_it_was_asked() -> None:
+    wanted = asked(epsilon=1.0, steps=10, reserve_steps=30)
+    made = make_plan(**wanted).constants()
+    assert {key: made[key] for key in wanted} == wanted
+    assert made["unit"] == "image"
+
+
+@pytest.mark.parametrize(("steps", "reserve"), [(1, 5), (150, 5), (250, 5), (251, 6), (1000, 20), (1001, 21)])
+def test_default_reserve_is_two_per_cent_but_five(steps: int, reserve: int) -> None:
+    assert default_reserve(steps) == reserve
+
+
+def test_default_reserve_is_part_of_the_plan() -> None:
+    assert make_plan(**asked(epsilon=1.0, steps=35, reserve_steps=None)).attempts == 40
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(PrivacyPlan)])
+def test_digest_covers_every_constant(field: str) -> None:
+    value = getattr(PLAN, field)
+    others = [not value] if isinstance(value, bool) else [value + "x"] if isinstance(value, str) else [value + 1]
+    if isinstance(value, float):
+        others += [value * (1 + 1e-15), value / 2]
+    for other in others:
+        assert other != value
+        assert replace(PLAN, **{field: other}).digest() != PLAN.digest()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text('ab", {}:', max_size=5), st.text('ab", {}:', max_size=5))
+def test_digest_does_not_mix_neighbouring_texts(first: str, second: str) -> None:
+    plan = replace(PLAN, dataset_id=first, run=second)
+    assert (plan.digest() == replace(PLAN, dataset_id=second, run=first).digest()) == (first == second)
+    assert plan.digest() == PrivacyPlan(**plan.constants()).digest(), "constants are all there is to a plan"
+
+
+@pytest.mark.parametrize(("sigma", "steps", "reserve"), [(4.0, 40, 10), (5.0, 3, 2), (6.0, 1, 0)])
+def test_epsilon_curve_is_an_upper_bound_that_grows_to_the_final_value(sigma: float, steps: int, reserve: int) -> None:
+    plan = replace(PLAN, noise_multiplier=sigma, steps=steps, reserve_steps=reserve)
+    curve = plan.epsilon_curve()
+    attempts, values = zip(*curve, strict=True)
+    assert attempts == tuple(sorted(set(attempts)))
+    assert attempts[-1] == steps + reserve
+    assert len(curve) == min(16, steps + reserve)
+    assert values == tuple(sorted(values))
+    assert values[-1] == plan.epsilon_after(plan.attempts)
+    for number, value in curve[:: max(1, len(curve) // 3)]:
+        exact = plan.epsilon_after(number)
+        assert exact <= value <= exact + 0.02

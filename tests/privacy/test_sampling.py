@@ -1,0 +1,145 @@
+"""Poisson draws: every unit on its own, with a probability that is q to 64 bits and never more.
+
+Statistical tests raise a false alarm once in a million runs; `ALARM` is two-sided.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dpldm.privacy.entropy import SeededEntropy, SystemEntropy, random_words
+from dpldm.privacy.sampling import poisson_batch
+
+ALARM = 1e-6
+UNITS, DRAWS = 1000, 4000
+
+
+class ScriptedEntropy:
+    """Gives the wanted words, each counted from the smallest (0) to the largest (2**64 - 1)."""
+
+    private = False
+
+    def __init__(self, ranks: list[int]) -> None:
+        self._data = b"".join((rank - 2**63).to_bytes(8, "little", signed=True) for rank in ranks)
+
+    def bytes(self, count: int) -> bytes:
+        assert count == len(self._data), "one word per unit"
+        return self._data
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(0.0, 1.0), st.lists(st.integers(0, 2**64 - 1), max_size=4))
+@example(0.0, [])
+@example(1.0, [])
+@example(5e-324, [])
+@example(1 - 2**-53, [])
+@example(0.5, [])
+@example(1 / 3, [])
+def test_exactly_the_floor_of_q_times_2_to_64_words_mean_yes(q: float, more: list[int]) -> None:
+    """Word w says yes if and only if w + 1 <= q * 2**64: so the probability is floor(q * 2**64) / 2**64."""
+    edge = int(Fraction(q) * 2**64)
+    ranks = [rank for rank in (0, edge - 2, edge - 1, edge, edge + 1, 2**64 - 1, *more) if 0 <= rank < 2**64]
+    expected = [index for index, rank in enumerate(ranks) if rank + 1 <= Fraction(q) * 2**64]
+    assert poisson_batch(len(ranks), q, ScriptedEntropy(ranks)).tolist() == expected
+
+
+def test_impossible_certain_and_hopeless() -> None:
+    entropy = SystemEntropy()
+    assert poisson_batch(1000, 0.0, entropy).tolist() == []
+    assert poisson_batch(1000, 1.0, entropy).tolist() == list(range(1000))
+    assert poisson_batch(1000, 1e-30, entropy).tolist() == []
+    assert poisson_batch(0, 0.5, entropy).tolist() == []
+    assert poisson_batch(0, 0.5, entropy).dtype == torch.int64
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 300), st.floats(0, 1), st.integers(0, 2**32))
+def test_a_batch_is_increasing_and_in_range(units: int, q: float, seed: int) -> None:
+    batch = poisson_batch(units, q, SeededEntropy(seed)).tolist()
+    assert batch == sorted(set(batch))
+    assert all(0 <= index < units for index in batch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 50), st.floats(0, 1), st.integers(0, 2**32))
+def test_more_units_do_not_change_the_coins_of_the_others(units: int, more: int, q: float, seed: int) -> None:
+    """D and D' share the coins of their common records."""
+    small = poisson_batch(units, q, SeededEntropy(seed)).tolist()
+    large = poisson_batch(units + more, q, SeededEntropy(seed)).tolist()
+    assert [index for index in large if index < units] == small
+
+
+@pytest.fixture(scope="module", params=[0.1, 0.5], ids=["q=0.1", "q=0.5"])
+def draws(request: pytest.FixtureRequest) -> tuple[float, np.ndarray]:
+    """(q, inclusion (DRAWS, UNITS)) of four million coins."""
+    q, entropy = request.param, SystemEntropy()
+    included = np.zeros((DRAWS, UNITS), dtype=np.bool_)
+    for row in included:
+        row[poisson_batch(UNITS, q, entropy).numpy()] = True
+    return q, included
+
+
+def assert_chi_square(statistic: float, degrees: int) -> None:
+    low, high = stats.chi2.ppf([ALARM / 2, 1 - ALARM / 2], degrees)
+    assert low < statistic < high
+
+
+def test_rate_is_q(draws: tuple[float, np.ndarray]) -> None:
+    q, included = draws
+    low, high = stats.binom.ppf([ALARM / 2, 1 - ALARM / 2], included.size, q)
+    assert low <= included.sum() <= high
+
+
+def test_every_unit_has_the_same_rate(draws: tuple[float, np.ndarray]) -> None:
+    q, included = draws
+    deviations = (included.sum(0) - DRAWS * q) / np.sqrt(DRAWS * q * (1 - q))
+    assert_chi_square(float(np.square(deviations).sum()), UNITS)
+
+
+def test_batch_sizes_vary_as_those_of_a_poisson_draw(draws: tuple[float, np.ndarray]) -> None:
+    """Variance N q (1 - q): batches of fixed size have none, shuffled epochs less."""
+    q, included = draws
+    deviations = (included.sum(1) - UNITS * q) / np.sqrt(UNITS * q * (1 - q))
+    assert_chi_square(float(np.square(deviations).sum()), DRAWS)
+
+
+@pytest.mark.parametrize("apart", [1, 2, 64, 500])
+def test_units_are_independent_in_pairs(draws: tuple[float, np.ndarray], apart: int) -> None:
+    q, included = draws
+    centred = included - q
+    starts = [i for i in range(UNITS - apart) if (i // apart) % 2 == 0]  # disjoint pairs (i, i + apart)
+    products = (centred[:, starts] * centred[:, [i + apart for i in starts]]).sum(0) / (np.sqrt(DRAWS) * q * (1 - q))
+    assert_chi_square(float(np.square(products).sum()), len(starts))
+
+
+def test_consecutive_draws_are_independent(draws: tuple[float, np.ndarray]) -> None:
+    q, included = draws
+    centred = included - q
+    products = (centred[::2] * centred[1::2]).sum(0) / (np.sqrt(DRAWS / 2) * q * (1 - q))
+    assert_chi_square(float(np.square(products).sum()), UNITS)
+
+
+def test_system_entropy_never_repeats_itself() -> None:
+    seen = {SystemEntropy().bytes(32) for _ in range(1000)}
+    assert len(seen) == 1000
+    assert SystemEntropy.private
+
+
+def test_seeded_entropy_repeats_itself_and_says_so() -> None:
+    first, again, other = SeededEntropy(1), SeededEntropy(1), SeededEntropy(2)
+    stream = [first.bytes(16), first.bytes(16)]
+    assert stream == [again.bytes(16), again.bytes(16)]
+    assert stream[0] != stream[1]
+    assert other.bytes(16) not in stream
+    assert not SeededEntropy.private
+
+
+def test_random_words_use_all_64_bits() -> None:
+    words = random_words(200_000, SystemEntropy()).numpy().view(np.uint64)
+    ones = np.array([np.count_nonzero(words & np.uint64(1 << bit)) for bit in range(64)])
+    assert_chi_square(float(np.square((ones - 100_000) / np.sqrt(50_000)).sum()), 64)

@@ -1,0 +1,102 @@
+"""What a run says: lines in a log, a bar on a terminal, durations as a person says them."""
+
+import io
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from dpldm import console
+from dpldm.console import duration, follow
+
+Step = tuple[int, int, str]
+
+
+def identity(step: Step) -> Step:
+    return step
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(console.time, "monotonic", made)
+    return made
+
+
+def test_a_log_gets_a_line_at_the_start_now_and_then_and_at_the_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps() -> "list[Step]":
+        for number in range(1, 101):
+            clock.now += 3.0
+            yield number, 100, f"epsilon {number}"
+
+    assert follow(steps(), "finetune", identity) == (100, 100, "epsilon 100")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("finetune 1/100  epsilon 1")
+    assert lines[-1] == "finetune 100/100  epsilon 100"
+    numbers = [int(re.match(r"finetune (\d+)/", line).group(1)) for line in lines]
+    assert numbers == [*range(1, 100, 7), 100], "21 s, the first multiple of a step's 3 s above 20"
+
+
+def test_time_left_is_extrapolated_from_this_call_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed at 50 of 100: the 49 steps before took no time of ours."""
+
+    def steps() -> "list[Step]":
+        for number in range(50, 101):
+            yield number, 100, ""
+            clock.now += 30.0
+
+    follow(steps(), "sample", identity)
+    lines = capsys.readouterr().out.splitlines()
+    assert "left" not in lines[0]
+    assert lines[1].endswith(f", {duration(49 * 30)} left")
+    assert lines[-1].strip() == "sample 100/100"
+
+
+def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert follow([], "finetune", identity) is None
+    assert capsys.readouterr().out == ""
+
+
+def test_markup_in_a_note_stays_text(capsys: pytest.CaptureFixture[str]) -> None:
+    follow([(1, 1, "x")], "sample", identity)
+    assert capsys.readouterr().out == "sample 1/1  x\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=screen, force_terminal=True, width=100))
+    last = follow([(n, 3, f"epsilon 0.{n}") for n in (1, 2, 3)], "finetune", identity)
+    assert last == (3, 3, "epsilon 0.3")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "finetune" in text
+    assert "3/3" in text
+    assert "epsilon 0.3" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (600, "10 min"), (5399, "90 min"), (5400, "1.5 h"), (86400, "24.0 h")],
+)
+def test_durations_as_a_person_says_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.floats(0, 1e7))
+def test_durations_are_about_right(seconds: float) -> None:
+    number, unit = duration(seconds).split()
+    factor = {"s": 1, "min": 60, "h": 3600}[unit]
+    assert abs(float(number) * factor - seconds) <= 0.51 * {"s": 1, "min": 60, "h": 360}[unit]

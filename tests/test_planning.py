@@ -1,0 +1,143 @@
+"""`plan`: right numbers, without an image, a ledger line or a trace on disk."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from dpldm.cli import main
+from dpldm.config import RunConfig
+from dpldm.errors import UserError
+from dpldm.models.backbone import load_backbone
+from dpldm.models.denoiser import adapt_to_labels
+from dpldm.planning import HARD_TO_LEARN, Forecast, plan
+from dpldm.privacy.accounting import Adjacency
+from dpldm.report.card import upper
+from dpldm.report.forecast import forecast_table
+
+
+def forecast(raw: dict[str, Any], *, timed: bool = False, **changes: Any) -> Forecast:
+    return plan(RunConfig.model_validate(raw | changes), timed=timed)
+
+
+def shown(made: Forecast) -> str:
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(forecast_table(made))
+    return " ".join(capture.get().split())
+
+
+def test_a_plan_opens_no_image_and_spends_nothing(
+    raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    import yaml
+
+    shutil.rmtree(raw["data"]["path"])
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["plan", "--config", str(path)]) == 0
+    assert "plan of run tiny" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_parameters_are_counted_after_the_embedder_got_its_labels(raw: dict[str, Any], tiny_backbone: Path) -> None:
+    denoiser = load_backbone(str(tiny_backbone)).denoiser
+    adapt_to_labels(denoiser, 2)
+    counts = {name: p.numel() for name, p in denoiser.named_parameters()}
+    useless = re.compile(r"attn2\.to_[qk]|norm2\.(weight|bias)")
+    attention = {
+        name: n
+        for name, n in counts.items()
+        if ".attentions." in name and not (useless.search(name) and "transformer_blocks" in name)
+    }
+    embedder = 3 * 8 + 8
+    made = forecast(raw)
+    assert made.trainable_parameters == sum(attention.values()) + embedder
+    assert forecast(raw, trainable="condition").trainable_parameters == embedder
+    dropped = sum(n for name, n in counts.items() if useless.search(name) and "transformer_blocks" in name)
+    assert forecast(raw, trainable="all").trainable_parameters == sum(counts.values()) - dropped
+    assert made.total_parameters == sum(counts.values()), "with 2 + 1 labels, not the public 5 + 1"
+
+
+def test_noise_to_signal_is_sigma_root_P_over_L(raw: dict[str, Any]) -> None:
+    made = forecast(raw)
+    sigma, tuned = made.plan.noise_multiplier, made.trainable_parameters
+    assert made.noise_to_signal == pytest.approx(sigma * math.sqrt(tuned) / 20, rel=1e-12)
+
+
+def test_epsilons_are_the_plans(raw: dict[str, Any]) -> None:
+    made = forecast(raw)
+    assert made.epsilon == made.plan.epsilon_after(3) <= 0.5
+    assert made.epsilon_replace_one == made.plan.epsilon_after(3, Adjacency.REPLACE_ONE)
+    attempts, epsilons = zip(*made.epsilon_curve, strict=True)
+    assert attempts == (1, 2, 3)
+    assert list(epsilons) == sorted(epsilons)
+    assert epsilons[-1] == made.epsilon
+
+
+def test_time_and_memory_are_measured_on_demand(raw: dict[str, Any]) -> None:
+    untimed, timed = forecast(raw), forecast(raw, timed=True)
+    assert untimed.seconds is None
+    assert timed.seconds is not None
+    assert 0 < timed.seconds < 60
+    assert untimed.memory_bytes == 4 * (untimed.total_parameters + 6 * untimed.trainable_parameters)
+    assert timed.memory_bytes > untimed.memory_bytes
+    unconditional = raw["data"] | {"labels": []}
+    assert forecast(raw, timed=True, data=unconditional).seconds is not None
+
+
+def test_warnings_are_given_where_due(raw: dict[str, Any]) -> None:
+    noisy = forecast(raw, trainable="all")
+    assert noisy.noise_to_signal > HARD_TO_LEARN
+    assert any("do not expect this run to learn much" in warning for warning in noisy.warnings)
+    calm = forecast(raw, trainable="condition", privacy=raw["privacy"] | {"public_benchmark": True})
+    assert calm.noise_to_signal < HARD_TO_LEARN
+    assert [warning.split(":")[0] for warning in calm.warnings] == ["Declared a public benchmark"]
+    grouped = forecast(raw, trainable="condition", data=raw["data"] | {"group_column": "patient"})
+    assert len(grouped.warnings) == 1
+    assert "per image" in grouped.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"privacy": {"dataset_id": "x"}}, r"privacy\.records is blank"),
+        ({"data": {"path": "x", "channels": 3, "image_size": 16}}, "the backbone tiny has 1"),
+        ({"data": {"path": "x", "image_size": 17}}, "takes 13 to 16 pixels"),
+        ({"backbone": "nowhere"}, "There is no backbone"),
+    ],
+)
+def test_what_does_not_fit_is_refused(raw: dict[str, Any], change: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        forecast(raw, **change)
+
+
+def test_the_table_shows_every_number(raw: dict[str, Any]) -> None:
+    made = forecast(raw, timed=True, trainable="all")
+    text = shown(made)
+    for part in (
+        f"epsilon {upper(made.epsilon)}, delta 0.001, adding or removing one image",
+        f"epsilon {upper(made.epsilon_replace_one)} for replacing one image",
+        "0.50000 = 20 / 40",
+        "T = 2 updates + R = 1 in reserve",
+        f"noise multiplier sigma │ {made.plan.noise_multiplier}",
+        f"{made.trainable_parameters:,} of {made.total_parameters:,}",
+        f"{made.noise_to_signal:.2f} = sigma sqrt(P) / L",
+        "fine-tuning here",
+        "! Noise-to-signal",
+    ):
+        assert part in text, part
+    assert "fine-tuning here" not in shown(forecast(raw))
+
+
+@given(st.floats(0, 1e6))
+def test_a_shown_epsilon_is_never_below_the_true_one(epsilon: float) -> None:
+    assert epsilon <= float(upper(epsilon)) <= epsilon + 0.01 + 1e-9 * epsilon

@@ -1,0 +1,247 @@
+"""`verify` finds what was changed in a release, and takes nothing on trust."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpldm.cli import main
+from dpldm.config import RunConfig
+from dpldm.errors import UserError
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.releasing import release
+from dpldm.verifying import verify
+
+Statement = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def original(finished: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("released")
+    shutil.copytree(finished.runtime.output, output, dirs_exist_ok=True)
+    runtime = finished.runtime.model_copy(update={"output": output})
+    return release(finished.model_copy(update={"runtime": runtime}), "both")
+
+
+@pytest.fixture
+def released(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "release"))
+
+
+def edit(directory: Path, change: Callable[[Statement], Any]) -> None:
+    path = directory / "privacy.json"
+    statement = json.loads(path.read_text())
+    before = json.dumps(statement)
+    change(statement)
+    assert json.dumps(statement) != before
+    path.write_text(json.dumps(statement))
+
+
+def failed(directory: Path) -> set[str]:
+    return {check.name for check in verify(directory) if not check.passed}
+
+
+def redigest(statement: Statement) -> None:
+    """What a forger would do after changing the plan."""
+    statement["plan_digest"] = PrivacyPlan(**statement["plan"]).digest()
+
+
+def test_an_honest_release_passes_wherever_it_lies(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failed(released) == set()
+    moved = released.rename(tmp_path / "elsewhere")
+    assert main(["verify", str(moved)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("ok    ") == len(verify(moved)) >= 9
+    assert shown.endswith("The release is what it says.\n")
+
+
+def forged_noise(s: Statement) -> None:
+    s["plan"]["noise_multiplier"] *= 0.9
+    redigest(s)
+
+
+def forged_attempts(s: Statement) -> None:
+    s["plan"]["steps"] += 3
+    redigest(s)
+
+
+def forged_rate(s: Statement) -> None:
+    s["plan"]["records"] -= 10  # a larger sampling rate for the same noise
+    redigest(s)
+
+
+def forged_delta(s: Statement) -> None:
+    s["plan"]["delta"] = s["guarantee"]["delta"] = 1 / 40
+    redigest(s)
+
+
+EDITS: dict[str, tuple[Callable[[Statement], Any], set[str]]] = {
+    "a smaller epsilon": (lambda s: s["guarantee"].update(epsilon=0.1), {"epsilon"}),
+    "a slightly smaller epsilon": (
+        lambda s: s["guarantee"].update(epsilon=s["guarantee"]["epsilon"] * 0.9999),
+        {"epsilon"},
+    ),
+    "a smaller epsilon for replacing": (
+        lambda s: s["guarantee"].update(epsilon_replace_one=0.1),
+        {"epsilon, replace one"},
+    ),
+    "epsilon is no number": (lambda s: s["guarantee"].update(epsilon=float("nan")), {"epsilon"}),
+    "a smaller delta": (lambda s: s["guarantee"].update(delta=1e-9), {"delta"}),
+    "another unit": (lambda s: s["guarantee"].update(unit="person"), {"unit and adjacency"}),
+    "another adjacency": (lambda s: s["guarantee"].update(adjacency="replace_one"), {"unit and adjacency"}),
+    "a hidden benchmark": (lambda s: s["guarantee"].update(public_benchmark=True), {"public benchmark"}),
+    "more updates than planned": (lambda s: s.update(updates=3), {"updates"}),
+    "more noise claimed": (lambda s: s["plan"].update(noise_multiplier=99.0), {"plan digest"}),
+    "another clip norm": (lambda s: s["plan"].update(max_grad_norm=2.0), {"plan digest"}),
+    "another data set": (lambda s: s["plan"].update(dataset_id="other"), {"plan digest"}),
+    "a forged plan with less noise": (forged_noise, {"epsilon", "epsilon, replace one"}),
+    "a forged plan with more steps": (forged_attempts, {"epsilon", "epsilon, replace one"}),
+    "a forged plan with fewer records": (forged_rate, {"epsilon", "epsilon, replace one"}),
+    "a delta that allows publishing a record": (forged_delta, {"delta"}),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_statement_fails(name: str, released: Path) -> None:
+    change, expected = EDITS[name]
+    edit(released, change)
+    assert failed(released) == expected
+
+
+def test_an_edited_statement_ends_with_exit_code_1(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(released, lambda s: s["guarantee"].update(epsilon=0.1))
+    assert main(["verify", str(released)]) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED  epsilon: claimed 0.1000, recomputed 0.4" in shown
+    assert "NOT VERIFIED" in shown
+
+
+def change_image(directory: Path) -> None:
+    path = next(directory.rglob("000003.png"))
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def change_card(directory: Path) -> None:
+    path = directory / "README.md"
+    path.write_text(path.read_text().replace("differentially private", "differentially very private"))
+
+
+def add_file(directory: Path) -> None:
+    (directory / "synthetic" / "dark" / "extra.png").write_bytes(b"")
+
+
+def add_hidden_file(directory: Path) -> None:
+    (directory / ".real.png").write_bytes(b"private")
+
+
+def add_link(directory: Path) -> None:
+    (directory / "link").symlink_to(directory / "synthetic", target_is_directory=True)
+
+
+def add_broken_link(directory: Path) -> None:
+    (directory / "link").symlink_to("nowhere")
+
+
+def put_link_in_place(directory: Path) -> None:
+    path = directory / "synthetic.npz"
+    aside = path.rename(directory.parent / "aside.npz")
+    path.symlink_to(aside)
+
+
+def remove_file(directory: Path) -> None:
+    next(directory.rglob("000003.png")).unlink()
+
+
+def file_to_folder(directory: Path) -> None:
+    (directory / "synthetic.npz").unlink()
+    (directory / "synthetic.npz").mkdir()
+
+
+def swap_weights(directory: Path) -> None:
+    path = next((directory / "model" / "unet").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+HARMS = {
+    change_image: {"files unchanged"},
+    change_card: {"files unchanged"},
+    swap_weights: {"files unchanged"},
+    put_link_in_place: {"files unchanged"},
+    add_file: {"nothing undeclared"},
+    add_hidden_file: {"nothing undeclared"},
+    add_link: {"nothing undeclared"},
+    add_broken_link: {"nothing undeclared"},
+    remove_file: {"files complete"},
+    file_to_folder: {"files complete"},
+}
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+def test_changed_files_fail(harm: Callable[[Path], None], released: Path) -> None:
+    harm(released)
+    assert failed(released) == HARMS[harm]
+
+
+def test_names_of_undeclared_files_cannot_drive_the_terminal(
+    released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (released / "\x1b[2Jok").touch()
+    assert main(["verify", str(released)]) == 1
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_declared_names_outside_the_release_are_not_read(released: Path) -> None:
+    (released.parent / "outside").write_text("x")
+    edit(released, lambda s: s["files"].update({"../outside": "0" * 64}))
+    assert failed(released) == {"files complete"}
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", "3", '{"format": "other"}', "[" * 100_000, "\xff"])
+def test_what_is_no_statement_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "privacy.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="is no privacy statement of dpldm"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["plan", "plan_digest", "guarantee", "updates", "files"])
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}])
+def test_a_statement_with_holes_never_passes(key: str, value: Any, released: Path) -> None:
+    edit(released, lambda s: s.update({key: value}))
+    try:
+        assert failed(released)
+    except UserError as error:
+        assert "lacks a value, or has one that cannot be" in str(error)  # noqa: PT017
+
+
+CLAIMS = ("epsilon", "epsilon_replace_one", "delta", "unit", "adjacency", "public_benchmark")
+CONSTANTS = ("noise_multiplier", "records", "expected_batch_size", "delta", "unit", "steps", "reserve_steps")
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 10**400, "x", "", [None], {}])
+def test_odd_values_fail_or_are_refused(value: Any, released: Path) -> None:
+    path = released / "privacy.json"
+    honest = path.read_text()
+    for section, key in [*(("guarantee", key) for key in CLAIMS), *(("plan", key) for key in CONSTANTS)]:
+        if (key, value) in (("epsilon", 10**400), ("epsilon_replace_one", 10**400), ("public_benchmark", 0)):
+            continue  # a larger epsilon than the true one is a true statement; 0 is how some write false
+        statement = json.loads(honest)
+        statement[section][key] = value
+        path.write_text(json.dumps(statement))
+        try:
+            assert failed(released), (section, key)
+        except UserError as error:
+            assert "that cannot be" in str(error)  # noqa: PT017
+
+
+def test_a_folder_without_statement_is_refused(tmp_path: Path) -> None:
+    for directory in (tmp_path, tmp_path / "nowhere", Path(os.devnull)):
+        with pytest.raises(UserError, match="give the directory that `dpldm release` made"):
+            verify(directory)

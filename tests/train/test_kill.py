@@ -1,0 +1,216 @@
+"""SIGKILL of a run: attempts stay charged, noise is never used twice, the target is never passed, work goes on.
+
+A child is forked after the imports and with the backbone loaded, so that a start costs little. Through a pipe it
+reports a hash of every noise it drew. Only this test does that: the product keeps neither noise nor a hash of it.
+"""
+
+import copy
+import hashlib
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from dpldm.config import RunConfig
+from dpldm.models.backbone import load_backbone
+from dpldm.privacy import mechanism
+from dpldm.privacy.entropy import Entropy
+from dpldm.privacy.ledger import read_ledger
+from dpldm.privacy.noise import add_gaussian
+from dpldm.run import Run, plan_of
+from dpldm.train import finetune as stage
+from dpldm.train.checkpoint import load_checkpoint
+from dpldm.train.finetune import FinetuneStep, finetune
+
+KILLS = 30
+TUNED = 2
+"""Tensors of the embedder, the only ones tuned here: each release draws that many noises."""
+
+fork = multiprocessing.get_context("fork")
+ConfigMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def config_of(tmp_path: Path, tiny_backbone: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigMaker:
+    loaded = load_backbone(str(tiny_backbone))
+    monkeypatch.setattr(stage, "load_backbone", lambda name: copy.deepcopy(loaded))
+
+    def make(steps: int, reserve: int, output: str = "runs") -> RunConfig:
+        privacy = {"dataset_id": "scans", "records": 40, "epsilon": 1.0, "delta": 1e-3, "expected_batch_size": 2}
+        return RunConfig.model_validate(
+            {
+                "data": {"path": image_folder, "image_size": 16, "labels": ["dark", "light"]},
+                "backbone": str(tiny_backbone),
+                "trainable": "condition",
+                "privacy": privacy | {"steps": steps, "reserve_steps": reserve},
+                "runtime": {"output": tmp_path / output},
+            }
+        )
+
+    return make
+
+
+def reported_run(config: RunConfig, pipe: Connection, fatal_call: int | None) -> None:
+    """The child: a whole run that reports its noises (bytes) and its steps."""
+
+    def reporting(total: Tensor, standard_deviation: float, entropy: Entropy) -> Tensor:
+        noised = add_gaussian(total, standard_deviation, entropy)
+        noise = noised.double() - total.double()
+        pipe.send(hashlib.sha256(noise.numpy().tobytes()).digest())
+        return noised
+
+    mechanism.add_gaussian = reporting
+    if fatal_call is not None:
+        die_in_call(fatal_call)
+    for step in finetune(config):
+        pipe.send(step)
+
+
+def die_in_call(fatal: int) -> None:
+    """SIGKILL in the `fatal`-th system call of writing: after opening, half-way a write, before a flush or renaming."""
+    calls = itertools.count(1)
+
+    def dangerous(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) != fatal:
+                return real(*args, **kwargs)
+            if name == "open":
+                real(*args, **kwargs)
+            elif name == "write":
+                real(args[0], args[1][: len(args[1]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+            return None
+
+        return call
+
+    for name in ("open", "write", "fsync", "replace"):
+        setattr(os, name, dangerous(name))
+
+
+class Life:
+    """One child, from its start to its death."""
+
+    def __init__(self, config: RunConfig, fatal_call: int | None = None) -> None:
+        self._pipe, theirs = fork.Pipe(duplex=False)
+        self._process = fork.Process(target=reported_run, args=(config, theirs, fatal_call))
+        self._process.start()
+        theirs.close()
+        self.noises: list[bytes] = []
+        self.steps: list[FinetuneStep] = []
+
+    def watch(self, seconds: float, until_noise: bool = False) -> None:
+        """Take reports for `seconds`, or until the first noise, or until the child is gone."""
+        end = time.monotonic() + seconds
+        while not (until_noise and self.noises) and self._pipe.poll(max(0.0, end - time.monotonic())):
+            try:
+                report = self._pipe.recv()
+            except EOFError:
+                return
+            (self.noises if isinstance(report, bytes) else self.steps).append(report)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.end()
+
+    def end(self) -> int | None:
+        """Wait for the end, take what is left in the pipe; the exit code."""
+        self.watch(300.0)
+        self._process.join()
+        self._pipe.close()
+        return self._process.exitcode
+
+
+def charged(run: Run) -> int:
+    """Attempts on disk; a last line that the kill tore was never drawn."""
+    if not run.ledger.exists():
+        return 0
+    repaired = run.ledger.with_suffix(".copy")
+    repaired.write_bytes(run.ledger.read_bytes())
+    return sum(entry["event"] == "attempt" for entry in read_ledger(repaired, repair=True))
+
+
+def updated(run: Run) -> int:
+    return int(load_checkpoint(run.checkpoint)[1]["updates"]) if run.checkpoint.exists() else 0
+
+
+def killed_lives(config: RunConfig) -> Iterator[Life]:
+    """`KILLS` children, one after the other, killed anywhere: in their start, or up to 50 ms after a noise."""
+    chance = random.Random()
+    for number in range(KILLS):
+        life = Life(config)
+        if number % 5 == 0:
+            life.watch(chance.uniform(0.005, 0.1))
+        else:
+            life.watch(30.0, until_noise=True)
+            life.watch(chance.uniform(0.0, 0.05))
+        life.kill()
+        yield life
+
+
+def test_runs_killed_at_random_are_charged_and_come_to_an_end(config_of: ConfigMaker) -> None:
+    config = config_of(steps=120, reserve=30)
+    run, plan = Run(config), plan_of(config)
+    plan.epsilon_curve()  # accounted once here, inherited by every child
+    noises: Counter[bytes] = Counter()
+    surplus = progress = 0
+    for life in killed_lives(config):
+        noises.update(life.noises)
+        attempts, updates = charged(run), updated(run)
+        assert attempts * TUNED >= noises.total(), "more noise was drawn than was charged"
+        assert updates >= progress, "an update was lost that had been on disk"
+        assert 0 <= attempts - updates <= surplus + 1, "a kill costs at most the attempt under way"
+        assert all(step.attempts <= attempts and step.number <= updates for step in life.steps)
+        assert all(step.epsilon_spent <= plan.epsilon for step in life.steps)
+        surplus, progress = attempts - updates, updates
+    assert 0 < progress < 120, "kills came while the run was on its way"
+    assert surplus > 0, "some kills hit an attempt"
+
+    last = Life(config)
+    assert last.end() == 0
+    noises.update(last.noises)
+    final = last.steps[-1]
+    assert final.attempts == charged(run) <= 150
+    assert final.number == updated(run) == final.attempts - surplus, "without kills nothing is lost"
+    assert final.number == 120 or (final.ended_early and final.attempts == 150)
+    assert final.epsilon_spent <= plan.epsilon_after(150) <= plan.epsilon
+    assert noises.total() >= TUNED * final.number
+    assert set(noises.values()) == {1}, "a noise was used twice"
+
+
+def test_a_kill_inside_any_call_that_writes_is_survived(config_of: ConfigMaker) -> None:
+    """A copy of a run after one update, for every system call of the next: it dies in that call, and is run again."""
+    template = config_of(steps=2, reserve=4)
+    started = finetune(template)
+    next(started)
+    started.close()
+    for call in range(1, 100):
+        config = config_of(steps=2, reserve=4, output=f"runs-{call}")
+        shutil.copytree(template.runtime.output, config.runtime.output)
+        run, first = Run(config), Life(config, fatal_call=call)
+        if first.end() == 0:
+            break
+        attempts, updates = charged(run), updated(run)
+        assert updates in (1, 2)
+        assert (attempts - updates) in (0, 1)
+        assert len(first.noises) <= TUNED * (attempts - 1)
+        second = Life(config)
+        assert second.end() == 0, f"the run cannot go on after a kill in call {call}"
+        assert updated(run) == 2
+        assert charged(run) == 2 + attempts - updates
+        assert len({*first.noises, *second.noises}) == len(first.noises) + len(second.noises)
+        assert not any(step.ended_early for step in second.steps)
+    assert 10 < call < 99, "a charge makes three calls, a checkpoint five, and the last run has none that is fatal"
+    assert updated(run) == charged(run) == 2

@@ -1,0 +1,348 @@
+"""Stages 1 and 2: seeded by step, so that a resumed run is the uninterrupted one; and both together make a backbone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dpldm.cli import main
+from dpldm.config import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
+from dpldm.data.public.collection import PublicSet
+from dpldm.errors import UserError
+from dpldm.loading import load_config
+from dpldm.models.autoencoder import Posterior, decode, encode
+from dpldm.models.backbone import load_backbone
+from dpldm.train.autoencoder import (
+    AutoencoderTraining,
+    autoencoder_loss,
+    mean_absolute_error,
+    reconstruction_loss,
+)
+from dpldm.train.diffusion import DiffusionTraining, pseudo_classes
+from dpldm.train.pretrain import pretrain
+from dpldm.train.public_data import batch_of, jitter, load_public_images, step_generator
+from dpldm.train.public_training import PublicTraining
+from dpldm.train.schedule import warmup_cosine
+
+
+def public_images(count: int = 80, size: int = 16) -> np.ndarray:
+    """Bars and blobs: something to learn."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((count, size, size, 1), np.uint8)
+    for image in images:
+        top, left = rng.integers(0, size - 4, 2)
+        height, width = rng.integers(3, size // 2, 2)
+        image[top : top + height, left : left + width] = rng.integers(100, 255)
+    return images
+
+
+def autoencoder_recipe(**more: Any) -> AutoencoderRecipe:
+    small = {"latent_channels": 2, "widths": (8, 8, 8), "batch_size": 4, "steps": 6, "warmup_steps": 2, "bf16": False}
+    return AutoencoderRecipe(**(small | {"checkpoint_every": 2} | more))
+
+
+def diffusion_recipe(**more: Any) -> DiffusionRecipe:
+    small = {"widths": (16,), "heads": 2, "condition_dim": 8, "pseudo_classes": 4, "batch_size": 4, "steps": 6}
+    return DiffusionRecipe(**(small | {"warmup_steps": 2, "checkpoint_every": 2} | more))
+
+
+class Autoencoder:
+    """Makes stage 1 at a place."""
+
+    @staticmethod
+    def make(path: Path, **more: Any) -> PublicTraining:
+        return AutoencoderTraining(autoencoder_recipe(**more), public_images(), 3, path)
+
+
+class Diffusion:
+    """Makes stage 2 at a place."""
+
+    @staticmethod
+    def make(path: Path, **more: Any) -> PublicTraining:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(40) % 4
+        mean = torch.randn(4, 2, 4, 4, generator=generator)[labels]  # one pattern a class
+        posterior = Posterior(mean, torch.full_like(mean, -4.0))
+        return DiffusionTraining(diffusion_recipe(**more), posterior, labels, 3, path)
+
+
+STAGES = [Autoencoder, Diffusion]
+
+
+def everything(training: PublicTraining) -> list[Tensor]:
+    state = [entry[key] for entry in training.optimizer.state.values() for key in sorted(entry)]
+    return [*training.parameters, *training.average.shadow_params, *state]
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_resumed_stage_is_the_uninterrupted_one_bit_for_bit(stage: Any, stop: int, tmp_path: Path) -> None:
+    """Stopped after any step; what lies behind the last checkpoint is done again, alike."""
+    whole = stage.make(tmp_path / "whole")
+    losses = {step.number: step.loss for step in whole.steps()}
+    first = stage.make(tmp_path / "resumed")
+    steps = first.steps()
+    for _ in range(stop):
+        next(steps)
+    steps.close()
+    resumed = stage.make(tmp_path / "resumed")
+    assert resumed.done == stop // 2 * 2
+    again = {step.number: step.loss for step in resumed.steps()}
+    assert again == {n: loss for n, loss in losses.items() if n > stop // 2 * 2}
+    assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
+    a, b = (training.averaged().state_dict() for training in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert list(stage.make(tmp_path / "resumed").steps()) == [], "a finished stage does nothing"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_seed_of_the_process_changes_nothing(stage: Any, tmp_path: Path) -> None:
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        training = stage.make(tmp_path / str(seed))
+        torch.manual_seed(seed + 10)
+        losses.append([step.loss for step in training.steps()])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_training_lowers_the_loss(stage: Any, tmp_path: Path) -> None:
+    training = stage.make(tmp_path / "c", steps=30, learning_rate=5e-3, batch_size=8, checkpoint_every=1000)
+    losses = [step.loss for step in training.steps()]
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
+    assert all(np.isfinite(losses))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_result_is_the_average_frozen(stage: Any, tmp_path: Path) -> None:
+    training = stage.make(tmp_path / "c", ema_decay=0.5)
+    list(training.steps())
+    last = [p.detach().clone() for p in training.parameters]
+    network = training.averaged()
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    for parameter, average in zip(network.parameters(), training.average.shadow_params, strict=True):
+        assert torch.equal(parameter, average)
+    assert not all(torch.equal(a, b) for a, b in zip(last, network.parameters(), strict=True))
+
+
+class Line(PublicTraining):
+    """The least that can be trained: one weight, loss |w|, so its gradient is 1."""
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        return self.network.weight.abs().sum()
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe(steps=8, warmup_steps=3, learning_rate=0.5)
+    training = Line(nn.Linear(1, 1, bias=False), recipe, 0, tmp_path / "c")
+    rates = [training.optimizer.param_groups[0]["lr"] for _ in training.steps()]
+    assert rates == [0.5 * warmup_cosine(n, 8, 3) for n in range(8)]
+
+
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600))
+def test_the_schedule_rises_then_falls(steps: int, warmup: int) -> None:
+    factors = [warmup_cosine(n, steps, warmup) for n in range(steps + 1)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    turn = min(warmup, steps)
+    assert factors[:turn] == sorted(factors[:turn])
+    assert factors[turn:] == sorted(factors[turn:], reverse=True)
+    if warmup < steps:
+        assert factors[warmup] == 1.0
+        assert factors[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+# --- public data ----------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**40), step=st.integers(0, 10**6))
+def test_every_step_has_a_stream_of_its_own(seed: int, step: int) -> None:
+    def numbers(a: int, b: int) -> list[float]:
+        return torch.rand(4, generator=step_generator(a, b)).tolist()
+
+    assert numbers(seed, step) == numbers(seed, step)
+    assert numbers(seed, step) != numbers(seed, step + 1)
+    assert numbers(seed, step) != numbers(seed + 1, step)
+
+
+def test_a_batch_is_of_the_images() -> None:
+    images = np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 6, 1), np.uint8)
+    batch = batch_of(images, 400, torch.Generator().manual_seed(0))
+    assert batch.shape == (400, 1, 6, 6)
+    levels = ((batch + 1) * 127.5).round()
+    assert torch.equal(levels, levels[:, :, :1, :1].expand_as(levels))
+    assert set(levels[:, 0, 0, 0].int().tolist()) == set(range(50)), "all are drawn, with replacement"
+
+
+@settings(deadline=None, max_examples=20)
+@given(size=st.integers(8, 20), seed=st.integers(0, 1000))
+def test_jitter_stays_in_range_and_in_shape(size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(16, 1, size, size, generator=generator) * 2 - 1
+    before = images.clone()
+    out = jitter(images, generator)
+    assert out.shape == images.shape
+    assert -1 - 1e-5 <= float(out.min()) <= float(out.max()) <= 1 + 1e-5
+    assert torch.equal(images, before)
+    assert not torch.allclose(out, images)
+
+
+def test_half_of_the_images_are_framed_as_smaller_ones_will_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    out = jitter(torch.rand(2000, 1, 16, 16, generator=generator) * 2 - 1, generator)
+    framed = (out[:, :, 0] == out[:, :, 2]).all(-1).all(-1) & (out[..., 0] == out[..., 2]).all(-1).all(-1)
+    assert 0.45 < framed.float().mean() < 0.55
+
+
+def saved(directory: Path, images: np.ndarray) -> Path:
+    n = len(images)
+    labels = np.zeros(n, np.int64)
+    return PublicSet(images, labels, ("a",), np.full(n, "f"), np.full(n, "n"), {"made": "by a test"}).save(directory)
+
+
+def test_public_sets_are_joined_and_must_fit(tmp_path: Path) -> None:
+    one, two = saved(tmp_path / "one", public_images(5)), saved(tmp_path / "two", public_images(7))
+    joined = load_public_images([one, two], 16, 1)
+    assert np.array_equal(joined, np.concatenate([public_images(5), public_images(7)]))
+    for size, channels in ((32, 1), (16, 3)):
+        with pytest.raises(UserError, match=r"make it again with that --image-size and --channels"):
+            load_public_images([one], size, channels)
+    with pytest.raises(UserError, match="is not a public set"):
+        load_public_images([tmp_path / "three"], 16, 1)
+
+
+# --- the losses -----------------------------------------------------------------------------------------------------
+
+
+def test_reconstruction_loss_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(3, 1, 5, 6, generator=generator) for _ in range(2))
+    expected = []
+    for x, y in zip(a.double().numpy()[:, 0], b.double().numpy()[:, 0], strict=True):
+        e = x - y
+        slopes = np.abs(np.diff(e, axis=1)).mean() + np.abs(np.diff(e, axis=0)).mean()
+        expected.append(np.abs(e).mean() + (e**2).mean() + slopes)
+    np.testing.assert_allclose(reconstruction_loss(a, b), expected, rtol=1e-5)
+    assert reconstruction_loss(a, a).tolist() == [0, 0, 0]
+
+
+def test_the_divergence_is_the_librarys(tmp_path: Path) -> None:
+    """A difference of two weights isolates the KL term; diffusers computes it independently."""
+    network = AutoencoderTraining(autoencoder_recipe(), public_images(), 0, tmp_path / "c").network
+    images = torch.from_numpy(public_images(4)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        losses = [
+            float(autoencoder_loss(network, images, weight, torch.Generator().manual_seed(0))) for weight in (1.0, 3.0)
+        ]
+        expected = float(network.encode(images).latent_dist.kl().mean())
+    assert losses[1] - losses[0] == pytest.approx(2 * expected, rel=1e-4)
+
+
+def test_the_finished_autoencoder_has_standard_latents(tmp_path: Path) -> None:
+    training = AutoencoderTraining(autoencoder_recipe(), public_images(), 0, tmp_path / "c")
+    list(training.steps())
+    network = training.finish()
+    means = encode(network, public_images()).mean
+    assert means.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (means.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    restored = decode(network, means, 16).astype(float)
+    expected = np.abs(restored - public_images()).mean() / 127.5
+    assert mean_absolute_error(network, public_images()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_pseudo_classes_are_the_clusters() -> None:
+    """Three clouds far apart: each becomes one class, whatever the order."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([-20.0, 0.0, 20.0])
+    truth = torch.arange(90) % 3
+    latents = centres[truth].view(-1, 1, 1, 1) + torch.randn(90, 2, 2, 2, generator=generator)
+    labels = pseudo_classes(latents, 3, seed=1)
+    assert labels.dtype == torch.int64
+    assert {tuple(set(labels[truth == k].tolist())) for k in range(3)} == {(0,), (1,), (2,)}
+    assert torch.equal(labels, pseudo_classes(latents, 3, seed=1))
+
+
+# --- both stages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> BackboneRecipe:
+    return BackboneRecipe(
+        name="little",
+        image_size=16,
+        channels=1,
+        public=(saved(tmp_path / "public", public_images(40)),),
+        output=tmp_path / "backbones" / "little",
+        autoencoder=autoencoder_recipe(steps=4),
+        diffusion=diffusion_recipe(steps=4),
+    )
+
+
+def interrupted(steps: Iterator[Any], after: int) -> None:
+    for _ in range(after):
+        next(steps)
+    steps.close()
+
+
+def test_two_stages_make_a_backbone_that_loads(recipe: BackboneRecipe) -> None:
+    steps = list(pretrain(recipe))
+    assert [(s.stage, s.number, s.steps) for s in steps] == [
+        (stage, n, 4) for stage in ("autoencoder", "diffusion") for n in (1, 2, 3, 4)
+    ]
+    backbone = load_backbone(str(recipe.output))
+    assert (backbone.name, backbone.channels) == ("little", 1)
+    assert backbone.denoiser.config.sample_size == 4
+    card = json.loads((recipe.output / "backbone.json").read_text())
+    assert card["public_images"] == 40 == sum(card["pseudo_class_sizes"])
+    assert len(card["pseudo_class_sizes"]) == 4
+    assert card["public_sets"][0]["made"] == "by a test"
+    assert card["recipe"]["diffusion"]["pseudo_classes"] == 4
+    assert 0 < card["reconstruction_l1"] < 2
+    text = "".join(path.read_text() for path in recipe.output.rglob("*.json"))
+    assert str(recipe.output.parent.parent) not in text, "no place of this machine"
+
+
+@pytest.mark.parametrize("after", [3, 6])
+def test_an_interrupted_pretraining_gives_the_same_backbone(after: int, recipe: BackboneRecipe, tmp_path: Path) -> None:
+    list(pretrain(recipe))
+    other = recipe.model_copy(update={"output": tmp_path / "again"})
+    interrupted(pretrain(other), after)
+    assert not other.output.exists()
+    rest = list(pretrain(other))
+    assert rest[-1].number == 4
+    assert len(rest) == 8 - after // 2 * 2
+    for path in recipe.output.rglob("*.safetensors"):
+        assert (other.output / path.relative_to(recipe.output)).read_bytes() == path.read_bytes()
+
+
+def test_the_command_makes_and_draws_a_backbone(
+    recipe: BackboneRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe.model_dump(mode="json")))
+    assert load_config(BackboneRecipe, path) == recipe
+    assert main(["pretrain", "--recipe", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"backbone: {recipe.output}" in shown
+    assert (tmp_path / "backbones" / "little.work" / "samples.png").exists()
+    assert main(["backbone", "draw", str(recipe.output), "--output", str(tmp_path / "s.png")]) == 0
+    assert (tmp_path / "s.png").exists()
+
+
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nimage_sise: 32\n")
+    assert main(["pretrain", "--recipe", str(path)]) == 2
+    assert "image_sise is not a setting: did you mean image_size?" in capsys.readouterr().err
