@@ -19,10 +19,12 @@ def clipped_sum_by_loop(model: nn.Module, losses_of, examples: int, clip_norm: f
     total = {name: torch.zeros_like(p) for name, p in trainable.items()}
     for i in range(examples):
         gradients = torch.autograd.grad(losses_of(i), list(trainable.values()), allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, trainable.values())]
+        gradients = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(gradients, trainable.values(), strict=True)
+        ]
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         factor = min(1.0, clip_norm / norm) if norm else 1.0
-        for name, gradient in zip(trainable, gradients):
+        for name, gradient in zip(trainable, gradients, strict=True):
             total[name] += factor * gradient
     return total
 
@@ -250,6 +252,7 @@ def test_unfrozen_parameter_outside_the_list_is_refused() -> None:
 
 def test_input_shared_between_examples_is_refused() -> None:
     model = nn.Linear(3, 2)
-    with ClippedSum(model, dict(model.named_parameters()), 1.0) as clipped, pytest.raises(UnsupportedModel):
-        shared = model(torch.randn(1, 3))
-        clipped.accumulate(shared.expand(4, 2).sum(1) * torch.arange(4))
+    with ClippedSum(model, dict(model.named_parameters()), 1.0) as clipped:
+        losses = model(torch.randn(1, 3)).expand(4, 2).sum(1) * torch.arange(4)
+        with pytest.raises(UnsupportedModel, match="shared between examples"):
+            clipped.accumulate(losses)

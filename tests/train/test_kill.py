@@ -15,6 +15,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def die_in_call(fatal: int) -> None:
             if next(calls) != fatal:
                 return real(*args, **kwargs)
             if name == "open":
-                real(*args, **kwargs)
+                with suppress(FileExistsError):
+                    real(*args, **kwargs)
             elif name == "write":
                 real(args[0], args[1][: len(args[1]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
