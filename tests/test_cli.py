@@ -179,7 +179,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "label declared twice": ({"data": {"labels": ["dark", "dark", "light"]}}, r"names a class twice"),
     "wrong channels": ({"data": {"channels": 3}}, r"data\.channels is 3, the backbone tiny has 1: change one"),
     "size too large": ({"data": {"image_size": 64}}, r"the backbone tiny takes 13 to 16 pixels: change"),
-    "unknown backbone": ({"backbone": "no-such"}, r"There is no backbone 'no-such': give one of"),
+    "unknown backbone": ({"backbone": "no-such"}, r"There is no backbone 'no-such': give .*`dpldm pretrain`"),
     "trainable matches nothing": ({"trainable": "zzz"}, r"trainable 'zzz' matches no parameter: use"),
     "trainable is malformed": ({"trainable": "("}, r"trainable '\(' is no valid regular expression"),
     "unknown sampler": ({"sampling": {"sampler": "euler"}}, r"sampling\.sampler is not valid"),
@@ -213,7 +213,8 @@ def test_a_mistake_ends_in_one_sentence_and_costs_nothing(
         change(raw)
     else:
         changed(raw, change)
-    assert main(["run", "--config", written(tmp_path, raw)]) == 2
+    command = "run" if "test_path" in raw["data"] or mistake == "missing folder" else "finetune"
+    assert main([command, "--config", written(tmp_path, raw)]) == 2
     assert re.search(sentence, refusal(capsys))
     assert attempts_charged(tmp_path) == 0
     assert not list(tmp_path.rglob("finetune.safetensors"))

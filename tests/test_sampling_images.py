@@ -126,8 +126,8 @@ def ddim_by_hand(backbone: Backbone, labels: Tensor, steps: int, guidance: float
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
-@pytest.mark.parametrize("guidance", [1.0, 2.5, 0.0])
-@pytest.mark.parametrize("steps", [1, 4, 10])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_ddim_is_the_published_recursion(backbone: Backbone, kind: str, guidance: float, steps: int) -> None:
     made = replace(backbone, scheduler=build_scheduler(kind))
     labels = torch.tensor([0, 1, 2, 1])
@@ -188,7 +188,7 @@ def test_dpm_solver_ends_where_ddim_ends(backbone: Backbone) -> None:
         draw = Sampler(backbone, backbone.denoiser, SamplingConfig(sampler=sampler, steps=steps), 16)
         return draw.latents(labels, torch.Generator().manual_seed(5))
 
-    limit = drawn("ddim", 100)
+    limit = drawn("ddim", 60)
     error = {name: float((drawn(name, 20) - limit).norm() / limit.norm()) for name in ("ddim", "dpmsolver++")}
     assert error["dpmsolver++"] < 0.1
     assert error["dpmsolver++"] < error["ddim"]

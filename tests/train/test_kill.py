@@ -149,7 +149,7 @@ def updated(run: Run) -> int:
 
 
 def killed_lives(config: RunConfig) -> Iterator[Life]:
-    """`KILLS` children, one after the other, killed anywhere: in their start, or up to 50 ms after a noise."""
+    """`KILLS` children, one after the other, killed anywhere: in their start, or up to 30 ms after a noise."""
     chance = random.Random()
     for number in range(KILLS):
         life = Life(config)
@@ -157,13 +157,13 @@ def killed_lives(config: RunConfig) -> Iterator[Life]:
             life.watch(chance.uniform(0.005, 0.1))
         else:
             life.watch(30.0, until_noise=True)
-            life.watch(chance.uniform(0.0, 0.05))
+            life.watch(chance.uniform(0.0, 0.03))
         life.kill()
         yield life
 
 
 def test_runs_killed_at_random_are_charged_and_come_to_an_end(config_of: ConfigMaker) -> None:
-    config = config_of(steps=120, reserve=30)
+    config = config_of(steps=80, reserve=30)
     run, plan = Run(config), plan_of(config)
     plan.epsilon_curve()  # accounted once here, inherited by every child
     noises: Counter[bytes] = Counter()
@@ -177,17 +177,17 @@ def test_runs_killed_at_random_are_charged_and_come_to_an_end(config_of: ConfigM
         assert all(step.attempts <= attempts and step.number <= updates for step in life.steps)
         assert all(step.epsilon_spent <= plan.epsilon for step in life.steps)
         surplus, progress = attempts - updates, updates
-    assert 0 < progress < 120, "kills came while the run was on its way"
+    assert 0 < progress < 80, "kills came while the run was on its way"
     assert surplus > 0, "some kills hit an attempt"
 
     last = Life(config)
     assert last.end() == 0
     noises.update(last.noises)
     final = last.steps[-1]
-    assert final.attempts == charged(run) <= 150
+    assert final.attempts == charged(run) <= 110
     assert final.number == updated(run) == final.attempts - surplus, "without kills nothing is lost"
-    assert final.number == 120 or (final.ended_early and final.attempts == 150)
-    assert final.epsilon_spent <= plan.epsilon_after(150) <= plan.epsilon
+    assert final.number == 80 or (final.ended_early and final.attempts == 110)
+    assert final.epsilon_spent <= plan.epsilon_after(110) <= plan.epsilon
     assert noises.total() >= TUNED * final.number
     assert set(noises.values()) == {1}, "a noise was used twice"
 

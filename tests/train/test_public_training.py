@@ -44,12 +44,12 @@ def public_images(count: int = 80, size: int = 16) -> np.ndarray:
 
 
 def autoencoder_recipe(**more: Any) -> AutoencoderRecipe:
-    small = {"latent_channels": 2, "widths": (8, 8, 8), "batch_size": 4, "steps": 6, "warmup_steps": 2, "bf16": False}
+    small = {"latent_channels": 2, "widths": (8, 8, 8), "batch_size": 4, "steps": 4, "warmup_steps": 2, "bf16": False}
     return AutoencoderRecipe(**(small | {"checkpoint_every": 2} | more))
 
 
 def diffusion_recipe(**more: Any) -> DiffusionRecipe:
-    small = {"widths": (16,), "heads": 2, "condition_dim": 8, "pseudo_classes": 4, "batch_size": 4, "steps": 6}
+    small = {"widths": (16,), "heads": 2, "condition_dim": 8, "pseudo_classes": 4, "batch_size": 4, "steps": 4}
     return DiffusionRecipe(**(small | {"warmup_steps": 2, "checkpoint_every": 2} | more))
 
 
@@ -85,7 +85,7 @@ def everything(training: PublicTraining) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_stage_is_the_uninterrupted_one_bit_for_bit(stage: Any, stop: int, tmp_path: Path) -> None:
     """Stopped after any step; what lies behind the last checkpoint is done again, alike."""
     whole = stage.make(tmp_path / "whole")
@@ -119,9 +119,9 @@ def test_another_seed_of_the_process_changes_nothing(stage: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_lowers_the_loss(stage: Any, tmp_path: Path) -> None:
-    training = stage.make(tmp_path / "c", steps=30, learning_rate=5e-3, batch_size=8, checkpoint_every=1000)
+    training = stage.make(tmp_path / "c", steps=40, learning_rate=5e-3, batch_size=8, checkpoint_every=1000)
     losses = [step.loss for step in training.steps()]
-    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     assert all(np.isfinite(losses))
 
 
@@ -314,15 +314,14 @@ def test_two_stages_make_a_backbone_that_loads(recipe: BackboneRecipe) -> None:
     assert str(recipe.output.parent.parent) not in text, "no place of this machine"
 
 
-@pytest.mark.parametrize("after", [3, 6])
-def test_an_interrupted_pretraining_gives_the_same_backbone(after: int, recipe: BackboneRecipe, tmp_path: Path) -> None:
+def test_an_interrupted_pretraining_gives_the_same_backbone(recipe: BackboneRecipe, tmp_path: Path) -> None:
+    """Interrupted twice: in stage 1, and again in stage 2."""
     list(pretrain(recipe))
     other = recipe.model_copy(update={"output": tmp_path / "again"})
-    interrupted(pretrain(other), after)
+    interrupted(pretrain(other), 3)
+    interrupted(pretrain(other), 2 + 3)
     assert not other.output.exists()
-    rest = list(pretrain(other))
-    assert rest[-1].number == 4
-    assert len(rest) == 8 - after // 2 * 2
+    assert [(step.stage, step.number) for step in pretrain(other)] == [("diffusion", 3), ("diffusion", 4)]
     for path in recipe.output.rglob("*.safetensors"):
         assert (other.output / path.relative_to(recipe.output)).read_bytes() == path.read_bytes()
 
