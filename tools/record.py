@@ -44,7 +44,7 @@ def collect(run: Path, command: str) -> dict[str, Any]:
         shown["data"][key] = Path(shown["data"][key]).name if shown["data"][key] else None
     shown["backbone"] = Path(config.backbone).name
     shown["runtime"].pop("output")
-    timings = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
+    timings = [json.loads(line) for line in (run / "private" / "timings.jsonl").read_text().splitlines()]
     return {
         "command": command,
         "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),

@@ -41,10 +41,10 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
 
 
 def _note_duration(config: RunConfig, stage: str, seconds: float) -> None:
-    """Append to runs/NAME/timings.jsonl, so that costs can be reported; `plan` leaves no trace on disk."""
+    """Append to private/timings.jsonl (durations follow batch sizes: INTERNAL); `plan` leaves no trace on disk."""
     from dpldm.run import Run
 
-    directory = Run(config).directory
+    directory = Run(config).private
     if directory.is_dir():
         with (directory / "timings.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
