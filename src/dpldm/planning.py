@@ -18,7 +18,7 @@ from dpldm.run import plan_of
 from dpldm.train.finetune import Tuner, check_fit, example_losses
 
 HARD_TO_LEARN = 3.0
-"""Noise-to-signal above which `plan` warns. A guess, not yet measured on public proxies; see `Forecast.noise_to_signal`."""
+"""Noise-to-signal (`Forecast.noise_to_signal`) above which `plan` warns: a guess, not yet measured on proxies."""
 
 
 @dataclass(frozen=True)
