@@ -16,6 +16,14 @@ from tiny_runs import tiny_settings, write_images
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def account(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The account's data folder, where ledgers lie by default, is the test's own."""
+    folder = tmp_path_factory.mktemp("account")
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone directory with random weights: 16x16 grey images, latents 4x4x2, a UNet of a few thousand weights."""
@@ -57,4 +65,9 @@ def finished_copy(tmp_path: Path, finished: RunConfig) -> RunConfig:
     """The finished run in a folder of the test's own."""
     output = tmp_path / "copied-runs"
     shutil.copytree(finished.runtime.output, output)
-    return finished.model_copy(update={"runtime": finished.runtime.model_copy(update={"output": output})})
+    return finished.model_copy(
+        update={
+            "runtime": finished.runtime.model_copy(update={"output": output}),
+            "privacy": finished.privacy.model_copy(update={"ledger": output / "ledgers" / "scans.jsonl"}),
+        }
+    )

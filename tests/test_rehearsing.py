@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dpldm.cli import main
-from dpldm.config import RunConfig
+from dpldm.config import RunConfig, SamplingConfig
 from dpldm.data.public.collection import PublicSet
 from dpldm.errors import UserError
 from dpldm.privacy.ledger import read_ledger
@@ -51,7 +51,7 @@ def test_only_places_names_and_the_ledger_change(config: RunConfig, stand_in: Pa
     assert made.privacy.dataset_id == "rehearsal-tiny"
     assert made.privacy.public_benchmark
     assert ledger_cap(made) is None
-    assert Run(made).ledger.name == "rehearsal-tiny.jsonl"
+    assert Run(made).ledger == Run(made).directory / "ledger.jsonl"
     assert made.data.labels == ("0", "1")
     for section in ("backbone", "trainable", "optimizer", "sampling", "evaluation", "runtime"):
         assert getattr(made, section) == getattr(config, section)
@@ -80,6 +80,29 @@ def test_it_does_not_depend_on_when_it_is_called(config: RunConfig, stand_in: Pa
     first = arrays(rehearsal(config, stand_in).data.path)
     second = arrays(rehearsal(config, stand_in).data.path)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_it_resumes_and_is_replaced_when_anything_changed(config: RunConfig, stand_in: Path, tmp_path: Path) -> None:
+    def kept(changed: RunConfig, public: Path) -> bool:
+        trace = Run(rehearsal(config, stand_in)).directory / "trace"
+        trace.touch()
+        rehearsal(changed, public)
+        return trace.exists()
+
+    longer = config.privacy.model_copy(update={"steps": 3})
+    assert kept(config, stand_in)
+    assert kept(config.model_copy(update={"sampling": SamplingConfig(count=5)}), stand_in)
+    assert not kept(config, stand_in_set(tmp_path / "half", count=30))
+    assert not kept(config.model_copy(update={"trainable": "condition"}), stand_in)
+    assert not kept(config.model_copy(update={"privacy": longer}), stand_in)
+
+
+def test_a_run_with_the_name_of_a_rehearsal_is_left_alone(config: RunConfig, stand_in: Path) -> None:
+    own = config.model_copy(update={"name": "tiny-rehearsal"})
+    Run(own).create()
+    with pytest.raises(UserError, match="is no rehearsal: move it away"):
+        rehearsal(config, stand_in)
+    assert Run(own).private.exists()
 
 
 def test_without_classes_all_images_serve(config: RunConfig, stand_in: Path) -> None:
@@ -137,6 +160,6 @@ def test_a_rehearsal_spends_nothing_of_the_private_budget(
     assert "Rehearsal on public images: run 'tiny-rehearsal'" in shown
     assert "accuracy" in shown, "these are public images"
     assert not Run(config).directory.exists()
-    ledgers = list((config.runtime.output / "ledgers").glob("*.jsonl"))
-    assert [ledger.name for ledger in ledgers] == ["rehearsal-tiny.jsonl"]
-    assert read_ledger(ledgers[0])[0]["dataset_id"] == "rehearsal-tiny"
+    ledgers = list(config.runtime.output.rglob("*.jsonl.lock"))
+    assert [ledger.parent.name for ledger in ledgers] == ["tiny-rehearsal"]
+    assert read_ledger(ledgers[0].with_suffix(""))[0]["dataset_id"] == "rehearsal-tiny"

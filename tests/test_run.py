@@ -34,8 +34,18 @@ def test_everything_lies_below_the_output(raw: dict[str, Any], tmp_path: Path) -
     assert run.private == base / "private"
     assert run.checkpoint.parent == run.latents.parent == run.private
     assert (run.synthetic, run.release) == (base / "synthetic", base / "release")
-    assert run.ledger == tmp_path / "runs" / "ledgers" / "scans.jsonl"
     assert Run(made(raw, ledger=tmp_path / "l.jsonl")).ledger == tmp_path / "l.jsonl"
+
+
+def test_another_output_folder_is_not_another_budget(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpldm.run.user_data_path", lambda name: tmp_path / "account" / name)
+    first = Run(made(raw, ledger=None))
+    raw["runtime"]["output"] = str(tmp_path / "other")
+    assert first.ledger == Run(made(raw)).ledger == tmp_path / "account" / "dpldm" / "ledgers" / "scans.jsonl"
+    benchmark = Run(made(raw, public_benchmark=True))
+    assert benchmark.ledger == tmp_path / "other" / "ledgers" / "scans.jsonl"
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 65, "a\nb"])
@@ -74,6 +84,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "evaluation": {"evaluation": {"protocol": "screen"}},
     "runtime": {"runtime": {"physical_batch_size": 3}},
     "test images": {"data": {"test_path": "x"}},
+    "the ledger's place": {"privacy": {"ledger": "elsewhere.jsonl"}},
 }
 
 
@@ -162,7 +173,7 @@ def test_default_batch(records: int, batch: int) -> None:
 def test_the_cap_is_the_runs_own_budget_unless_declared(raw: dict[str, Any]) -> None:
     assert ledger_cap(made(raw)) == (0.5, 1e-3)
     assert ledger_cap(made(raw, cap=(9.0, 1e-2))) == (9.0, 1e-2)
-    assert ledger_cap(made(raw, public_benchmark=True)) is None
+    assert ledger_cap(made(raw, cap=None, public_benchmark=True)) is None
 
 
 # --- one whole run ------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def tiny_settings(directory: Path, backbone: Path, images: Path) -> dict[str, An
             "expected_batch_size": 20,
             "steps": 2,
             "reserve_steps": 1,
+            "ledger": str(directory / "runs" / "ledgers" / "scans.jsonl"),
         },
         "sampling": {"count": 24, "steps": 3, "batch_size": 10},
         "evaluation": {"protocol": "quick"},

@@ -146,10 +146,11 @@ class PrivacyConfig(Section):
     """K: noise and timestep draws per example and step, averaged before clipping: K times the work, no privacy
     cost."""
     ledger: Path | None = None
-    """Ledger file. Default: ledgers/DATASET_ID.jsonl beside the runs."""
+    """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
+    folder; beside the runs for a public benchmark."""
     cap: tuple[float, float] | None = None
-    """Total (epsilon, delta) of all runs ever on this data set; set when the ledger is created. Default: this
-    run's own."""
+    """Total (epsilon, delta) of all runs ever on this data set; fixed when the ledger is created. Default: the first
+    run's own, so that a second run is refused."""
     public_benchmark: bool = False
     """The images are published already (MNIST and the like): no cap, and every report says so."""
 

@@ -50,7 +50,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     constants = plan_of(config)
     backbone = load_backbone(config.backbone)
     check_fit(config, backbone)
-    tuner = Tuner(backbone.denoiser, len(config.data.labels), config.trainable, config.optimizer)
+    tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio = constants.noise_multiplier * math.sqrt(tuned) / constants.expected_batch_size

@@ -4,24 +4,33 @@ The stand-in must not be among the images that the backbone was trained on. Lett
 out of the bundled backbones ship for the purpose; any labelled public set can take their place.
 """
 
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dpldm.config import DataConfig, RunConfig
 from dpldm.data.preprocessing import Preprocessing
 from dpldm.data.public.collection import PublicSet
 from dpldm.errors import UserError
-from dpldm.run import Run
+from dpldm.run import Run, settings_of_training
 
 TEST_SHARE = 0.2
 
 
 def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
     """The run's config with public images in the place of private ones, ready for `finetune` and what follows.
+
+    The same call resumes; with other settings or another stand-in the earlier rehearsal is replaced.
 
     As many classes and records as the config declares are taken from the stand-in; if it has fewer images, they are
     repeated. Accuracy is measured on a fifth that is held back.
@@ -30,7 +39,7 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
         stand_in: directory of a public set with labels; default: held-out letters.
 
     Raises:
-        UserError: the stand-in has fewer classes, another size, or other channels than the config declares.
+        UserError: the stand-in has fewer classes than the config declares, or something else has the rehearsal's name.
     """
     public = _load(stand_in)
     data = config.data
@@ -46,12 +55,10 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
     cut = int(len(rows) * TEST_SHARE)
     records = config.privacy.records or 0
     name = f"{config.name[:54]}-rehearsal"  # a name has at most 64 characters
-    folder = Run(config.model_copy(update={"name": name})).directory / "stand-in"
-    folder.mkdir(parents=True, exist_ok=True)
+    directory = Run(config.model_copy(update={"name": name})).directory
+    folder = directory / "stand-in"
     train = rows[cut:][rng.permutation(np.arange(records) % (len(rows) - cut))]
-    for part, chosen in (("train", train), ("test", rows[:cut])):
-        np.savez_compressed(folder / f"{part}.npz", x=public.images[chosen], y=public.labels[chosen])
-    return config.model_copy(
+    made = config.model_copy(
         update={
             "name": name,
             "data": data.model_copy(
@@ -66,13 +73,38 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
             "privacy": config.privacy.model_copy(
                 update={
                     "dataset_id": f"rehearsal-{config.name}"[:64],
-                    "ledger": None,
+                    "ledger": directory / "ledger.jsonl",
                     "cap": None,
                     "public_benchmark": True,
                 }
             ),
         }
     )
+    parts = {
+        part: (public.images[chosen], public.labels[chosen])
+        for part, chosen in (("train", train), ("test", rows[:cut]))
+    }
+    _start_anew_if_changed(directory, made, parts)
+    for part, (images, labels) in parts.items():
+        np.savez_compressed(folder / f"{part}.npz", x=images, y=labels)
+    return made
+
+
+def _start_anew_if_changed(directory: Path, config: RunConfig, parts: Mapping[str, tuple[NDArray[Any], ...]]) -> None:
+    """Nothing in a rehearsal is worth protecting: with other settings or other images it replaces the earlier one."""
+    digest = hashlib.sha256(json.dumps(settings_of_training(config), default=str).encode())
+    for array in itertools.chain(*parts.values()):
+        digest.update(array.tobytes())
+    key = directory / "stand-in" / "sha256"
+    if directory.exists():
+        if not key.exists():
+            raise UserError(
+                f"{directory} is in the way and is no rehearsal: move it away, or give this run another name."
+            )
+        if key.read_text(encoding="utf-8") != digest.hexdigest():
+            shutil.rmtree(directory)
+    key.parent.mkdir(parents=True, exist_ok=True)
+    key.write_text(digest.hexdigest(), encoding="utf-8")
 
 
 def _load(stand_in: Path | None) -> PublicSet:

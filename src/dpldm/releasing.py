@@ -18,7 +18,7 @@ import dpldm
 from dpldm.config import RunConfig
 from dpldm.data.export import export_images, export_npz
 from dpldm.errors import UserError
-from dpldm.models.backbone import load_backbone, locate_backbone, sha256_of
+from dpldm.models.backbone import load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.report.card import release_card, synthetic_card
 from dpldm.run import Run
@@ -127,7 +127,7 @@ def _declared(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _backbone_facts(config: RunConfig) -> Mapping[str, Any]:
-    card = json.loads((locate_backbone(config.backbone) / "backbone.json").read_text(encoding="utf-8"))
+    card = read_card(config.backbone)
     return {"name": card["name"], "sha256": card["sha256"]}
 
 

@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from platformdirs import user_data_path
 
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
@@ -61,9 +63,14 @@ class Run:
 
     @property
     def ledger(self) -> Path:
-        """Ledger of the data set, shared by all its runs."""
+        """Ledger of the data set, shared by all its runs.
+
+        By default it lies in the account's own data folder, so that another output folder is not another budget.
+        A public benchmark has no budget: its ledger stays with its runs.
+        """
         privacy = self.config.privacy
-        return privacy.ledger or self.config.runtime.output / "ledgers" / f"{privacy.dataset_id}.jsonl"
+        base = self.config.runtime.output if privacy.public_benchmark else user_data_path("dpldm")
+        return privacy.ledger or base / "ledgers" / f"{privacy.dataset_id}.jsonl"
 
     @property
     def resolved_config(self) -> Path:
@@ -103,7 +110,7 @@ class Run:
             raise UserError(
                 f"{self.resolved_config} is missing or damaged: restore it from a copy, or give this run a new name."
             ) from error
-        before, now = _settings_of_training(earlier), _settings_of_training(self.config)
+        before, now = settings_of_training(earlier), settings_of_training(self.config)
         for section in now:
             if before[section] != now[section]:
                 raise UserError(
@@ -120,11 +127,28 @@ class Run:
             )
 
 
-def _settings_of_training(config: RunConfig) -> dict[str, Any]:
-    """The sections that trained weights depend on; test images are not among them."""
+def settings_of_training(config: RunConfig) -> dict[str, Any]:
+    """The sections that trained weights depend on; test images and the ledger's place are not among them."""
     settings: dict[str, Any] = config.model_dump(include={"data", "backbone", "trainable", "privacy", "optimizer"})
-    del settings["data"]["test_path"]
+    del settings["data"]["test_path"], settings["privacy"]["ledger"], settings["privacy"]["cap"]
     return settings
+
+
+def require_same_backbone(digest: str, checkpoint: Mapping[str, Any], run: Run) -> None:
+    """Refuse to put tuned weights into another backbone than the one they were tuned in.
+
+    Args:
+        digest: `Backbone.digest` of the backbone at hand.
+        checkpoint: facts of the run's checkpoint.
+
+    Raises:
+        UserError: the backbone was made again or replaced since.
+    """
+    if checkpoint["backbone"] != digest:
+        raise UserError(
+            f"The weights of backbone {run.config.backbone!r} are not those that the run {run.config.name!r} was tuned "
+            "from: put the earlier backbone back, or give this run a new name."
+        )
 
 
 def disk_space(config: RunConfig) -> int:
@@ -177,6 +201,9 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
 
 
 def ledger_cap(config: RunConfig) -> tuple[float, float] | None:
-    """(epsilon, delta) that all runs on the data set may spend together; None for a public benchmark."""
+    """(epsilon, delta) that all runs on the data set may spend together, for a new ledger; None is no cap.
+
+    Left to itself, the first run sets the cap to its own budget; a public benchmark has none.
+    """
     privacy = config.privacy
-    return None if privacy.public_benchmark else privacy.cap or (privacy.epsilon, privacy.delta)
+    return privacy.cap or (None if privacy.public_benchmark else (privacy.epsilon, privacy.delta))

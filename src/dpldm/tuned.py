@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
-from dpldm.models.backbone import Backbone
+from dpldm.models.backbone import Backbone, read_card, weights_digest
 from dpldm.models.denoiser import adapt_to_labels
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.run import Run, plan_of
+from dpldm.run import Run, plan_of, require_same_backbone
 from dpldm.train.checkpoint import load_checkpoint
 
 
@@ -24,7 +24,8 @@ def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
     """The plan that the run's model was trained under, and the number of its updates.
 
     Raises:
-        UserError: the run has no model, has not come to its end, or was trained with other settings than `config`.
+        UserError: the run has no model, has not come to its end, or was trained with other settings than `config` or
+            from another backbone.
     """
     run = Run(config)
     if not run.checkpoint.exists():
@@ -37,6 +38,7 @@ def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
             f"The run {config.name!r} was trained under another privacy plan than this config's: restore the settings "
             "it was trained with."
         )
+    require_same_backbone(weights_digest(read_card(config.backbone)["sha256"]), facts, run)
     ledger = Ledger(run.ledger, ledger_entries(config))
     if not ledger.contains(Head(*facts["head"])):
         raise UserError(f"The ledger {run.ledger.name} is not the one that this run wrote: restore it from a copy.")

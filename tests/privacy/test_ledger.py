@@ -173,6 +173,29 @@ def test_cap_is_the_one_the_ledger_was_created_with(path: Path) -> None:
             ledger.register(replace(PLAN, run="second"))
 
 
+@pytest.mark.parametrize(("created", "text"), [((1.0, 1e-5), "epsilon 1, delta 1e-05"), (None, "no cap")])
+def test_a_declared_cap_that_does_not_hold_is_refused(
+    path: Path, created: tuple[float, float] | None, text: str
+) -> None:
+    other = (100.0, 0.1)
+    with open_ledger(path, "scans", created, declared_cap=created):
+        pass
+    with (
+        pytest.raises(LedgerError, match=f"created with {text}"),
+        open_ledger(path, "scans", other, declared_cap=other),
+    ):
+        pass
+    with open_ledger(path, "scans", other, declared_cap=created) as ledger:
+        assert len(ledger.entries) == 1
+
+
+def test_a_folder_that_cannot_hold_a_ledger_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "ledgers" / "scans.jsonl"
+    with pytest.raises(LedgerError, match=r"cannot be written.*privacy\.ledger"), open_ledger(place, "scans", CAP):
+        pass
+
+
 def test_public_benchmarks_have_no_cap_and_cannot_turn_private(path: Path) -> None:
     with open_ledger(path, "scans", None) as ledger:
         for number in range(20):

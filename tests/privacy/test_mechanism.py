@@ -137,6 +137,19 @@ def test_one_noise_per_draw(ledger: Ledger) -> None:
             mechanism.release()
 
 
+def test_an_abandoned_draw_has_nothing_to_release_when_the_budget_is_gone(ledger: Ledger) -> None:
+    model = Model()
+    ledger.register(PLAN)
+    with model.clipped(PLAN) as clipped:
+        mechanism = PrivateGradient(PLAN, ledger, clipped, UNITS, SystemEntropy())
+        for _ in range(PLAN.attempts):
+            mechanism.draw()
+        with pytest.raises(BudgetExhausted):
+            mechanism.draw()
+        with pytest.raises(RuntimeError, match="draw"):
+            mechanism.release()
+
+
 class Witness:
     """System entropy that notes, at every request, how many attempts are on disk."""
 

@@ -1,6 +1,7 @@
 """Stage 3 on a tiny backbone: what it charges, clips, moves, resumes, refuses and shows."""
 
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -29,6 +30,7 @@ from dpldm.run import Run, plan_of
 from dpldm.train import finetune as stage
 from dpldm.train.checkpoint import optimizer_tensors
 from dpldm.train.finetune import FinetuneStep, Tuner, algorithm_1, example_losses, finetune, resume
+from dpldm.tuned import finished_plan
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -50,7 +52,7 @@ EVERYONE = replace(SHORT, expected_batch_size=40)
 
 def config_of(directory: Path, backbone: Path, images: Path, **sections: Any) -> RunConfig:
     privacy = {"dataset_id": "scans", "records": 40, "epsilon": 1.0, "delta": 1e-3, "steps": 4, "reserve_steps": 2}
-    privacy |= {"expected_batch_size": 8, "cap": (2.0, 2e-3)}
+    privacy |= {"expected_batch_size": 8, "cap": (2.0, 2e-3), "ledger": directory / "runs" / "ledgers" / "scans.jsonl"}
     return RunConfig.model_validate(
         {
             "name": sections.pop("name", "run"),
@@ -93,7 +95,7 @@ class Bench:
         self.run = Run(self.config)
         self.run.create()
         self.loaded = load_backbone(str(backbone))
-        self.tuner = Tuner(self.loaded.denoiser, 2, self.config.trainable, self.config.optimizer)
+        self.tuner = Tuner(self.loaded, 2, self.config.trainable, self.config.optimizer)
 
     def steps(self, latents: PrivateLatents, entropy: Entropy | None = None) -> Iterator[FinetuneStep]:
         with open_ledger(self.run.ledger, "scans", (1000.0, 0.5)) as ledger:
@@ -232,7 +234,7 @@ def test_public_steps_hold_no_private_field(bench: BenchMaker) -> None:
 
 def test_run_ends_early_when_the_reserve_is_used_up(config: RunConfig) -> None:
     plan, run = plan_of(config), Run(config)
-    with open_ledger(run.ledger, "scans", (1.0, 1e-3)) as ledger:
+    with open_ledger(run.ledger, "scans", (2.0, 2e-3)) as ledger:
         ledger.register(plan)
         for _ in range(3):  # lost to crashes: one more than the reserve
             ledger.charge(plan)
@@ -548,6 +550,16 @@ def test_a_changed_byte_in_the_ledger_is_refused(config: RunConfig) -> None:
         list(finetune(config))
 
 
+def test_a_refused_choice_of_parameters_leaves_no_ledger(
+    tmp_path: Path, tiny_backbone: Path, image_folder: Path
+) -> None:
+    """A ledger's cap is fixed when it is made: a config that cannot run must not fix it."""
+    config = config_of(tmp_path, tiny_backbone, image_folder, trainable="no such parameter")
+    with pytest.raises(UserError, match="matches no parameter"):
+        list(finetune(config))
+    assert not Run(config).ledger.exists()
+
+
 def test_a_ledger_in_use_is_refused(config: RunConfig) -> None:
     next(run := finetune(config))
     with pytest.raises(UserError, match="wait"):
@@ -585,6 +597,27 @@ def test_the_checkpoint_of_another_plan_is_refused(bench: BenchMaker, tmp_path: 
         with pytest.raises(UserError, match=r"another privacy plan.*new name"):
             list(foreign.steps(made_up(40)))
         assert all(torch.equal(a, b) for a, b in zip(untouched, state(foreign.tuner), strict=True))
+
+
+@pytest.fixture
+def own_backbone(tmp_path: Path, tiny_backbone: Path) -> Path:
+    """A copy of the tiny backbone that the test may change."""
+    return shutil.copytree(tiny_backbone, tmp_path / "own-backbone")
+
+
+def test_a_backbone_made_again_at_the_same_place_is_refused(
+    tmp_path: Path, own_backbone: Path, image_folder: Path
+) -> None:
+    config = config_of(tmp_path, own_backbone, image_folder)
+    list(finetune(config))
+    assert finished_plan(config)[1] == config.privacy.steps
+    loaded = load_backbone(str(own_backbone))
+    with torch.no_grad():
+        loaded.autoencoder.quant_conv.bias += 1
+    loaded.save(own_backbone)
+    for later in (lambda: list(finetune(config)), lambda: finished_plan(config)):
+        with pytest.raises(UserError, match="not those that the run 'run' was tuned from"):
+            later()
 
 
 def test_a_damaged_checkpoint_is_refused(config: RunConfig) -> None:

@@ -1,7 +1,6 @@
 """`dpldm pretrain --recipe FILE` and `dpldm backbone list|show|draw`."""
 
 import argparse
-import json
 from pathlib import Path
 
 from dpldm.config import BackboneRecipe
@@ -47,7 +46,7 @@ def _draw(name: str, path: Path) -> None:
 
 
 def _backbone(parser: argparse.ArgumentParser, words: list[str]) -> int:
-    from dpldm.models.backbone import bundled_backbones, locate_backbone
+    from dpldm.models.backbone import bundled_backbones, read_card
 
     parser.add_argument("action", choices=("list", "show", "draw"))
     parser.add_argument("name", nargs="?", help="bundled name or directory")
@@ -61,6 +60,5 @@ def _backbone(parser: argparse.ArgumentParser, words: list[str]) -> int:
         _draw(given.name, given.output)
         out.print(f"samples: {given.output}")
         return 0
-    card = json.loads((locate_backbone(given.name) / "backbone.json").read_text(encoding="utf-8"))
-    out.print_json(data=card)
+    out.print_json(data=read_card(given.name))
     return 0

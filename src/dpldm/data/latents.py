@@ -19,7 +19,7 @@ from dpldm.data.ingest import ingest
 from dpldm.data.preprocessing import Preprocessing
 from dpldm.data.readers import open_source
 from dpldm.models.autoencoder import Posterior, encode
-from dpldm.models.backbone import locate_backbone
+from dpldm.models.backbone import read_card
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -50,8 +50,8 @@ def private_latents(data: DataConfig, autoencoder: AutoencoderKL, backbone: str,
     """
     # The name of what was encoded: another preprocessing or backbone must not meet an old cache. The backbone's card
     # names its weights by sha256, so a backbone that was made again at the same place is another one.
-    card = (locate_backbone(backbone) / "backbone.json").read_text(encoding="utf-8")
-    recipe = hashlib.sha256((data.model_dump_json(exclude={"test_path"}) + card).encode()).hexdigest()
+    settings = data.model_dump_json(exclude={"test_path"}) + json.dumps(read_card(backbone), sort_keys=True)
+    recipe = hashlib.sha256(settings.encode()).hexdigest()
     if path.exists():
         groups, facts = load_checkpoint(path)
         if facts["recipe"] == recipe:

@@ -8,7 +8,7 @@ Weights are stored as float16 and loaded as float32. Everything in a backbone co
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,17 @@ class Backbone:
     denoiser: UNet2DConditionModel
     scheduler: DDPMScheduler
     provenance: Mapping[str, Any]
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the weights files it was loaded from
 
     @property
     def channels(self) -> int:
         """Image channels: 1 grey, 3 colour."""
         return int(self.autoencoder.config.in_channels)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the weights, whatever the directory is called."""
+        return weights_digest(self.sha256)
 
     def save(self, directory: Path) -> None:
         """Write the directory; weights are rounded to float16."""
@@ -80,6 +86,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_digest(digests: Mapping[str, str]) -> str:
+    """One digest for all weights files of a backbone, from the sha256 of each."""
+    return hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()
+
+
 def bundled_backbones() -> dict[str, Path]:
     """Backbones that ship with the package: name -> directory."""
     root = Path(str(resources.files("dpldm") / "backbones"))
@@ -102,18 +113,31 @@ def locate_backbone(name_or_path: str) -> Path:
     raise UserError(f"There is no backbone {name_or_path!r}: give {known}a directory made by `dpldm pretrain`.")
 
 
+def read_card(name_or_path: str) -> dict[str, Any]:
+    """backbone.json of a backbone: its name, provenance, recipe, and the sha256 of its weights.
+
+    Raises:
+        UserError: it does not exist, or its card cannot be read.
+    """
+    directory = locate_backbone(name_or_path)
+    try:
+        card: dict[str, Any] = json.loads((directory / "backbone.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The card of backbone {name_or_path!r} cannot be read: make or copy it again.") from error
+    return card
+
+
 def load_backbone(name_or_path: str) -> Backbone:
     """Load a backbone as float32, in evaluation mode, after checking its weights against their sha256.
 
     Raises:
         UserError: it does not exist, is damaged, or its weights are not the ones its provenance names.
     """
-    directory = locate_backbone(name_or_path)
+    directory, card = locate_backbone(name_or_path), read_card(name_or_path)
     try:
-        card = json.loads((directory / "backbone.json").read_text(encoding="utf-8"))
         digests = card.pop("sha256")
         changed = [weights for weights in WEIGHTS if sha256_of(directory / weights) != digests[weights]]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError) as error:
         raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
     if changed:
         raise UserError(f"The weights {changed} of backbone {name_or_path!r} do not match their recorded sha256.")
@@ -126,6 +150,7 @@ def load_backbone(name_or_path: str) -> Backbone:
         denoiser=denoiser.eval().requires_grad_(False),
         scheduler=scheduler,
         provenance=card,
+        sha256=digests,
     )
 
 

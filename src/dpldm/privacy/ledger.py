@@ -61,6 +61,20 @@ class Ledger:
         """All lines, oldest first (a copy)."""
         return list(self._entries)
 
+    def require_cap(self, declared: tuple[float, float] | None) -> None:
+        """Refuse a declared cap that is not the one this ledger was created with; None declares nothing.
+
+        Raises:
+            LedgerError: they differ.
+        """
+        cap = self._entries[0]["cap"]
+        if declared is not None and cap != list(declared):
+            holds = f"epsilon {cap[0]:g}, delta {cap[1]:g}" if cap else "no cap"
+            raise LedgerError(
+                f"The ledger of {self._entries[0]['dataset_id']!r} was created with {holds}, which cannot be changed: "
+                "remove privacy.cap, or set it to that."
+            )
+
     def attempts(self, plan: PrivacyPlan) -> int:
         """Attempts charged to this plan so far."""
         digest = plan.digest()
@@ -146,27 +160,45 @@ def _encoded(line: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def open_ledger(path: Path, dataset_id: str, cap: tuple[float, float] | None) -> Iterator[Ledger]:
-    """Open the ledger of a data set, creating it with its cap (epsilon, delta), and hold its lock.
+def open_ledger(
+    path: Path,
+    dataset_id: str,
+    cap_if_new: tuple[float, float] | None,
+    *,
+    declared_cap: tuple[float, float] | None = None,
+) -> Iterator[Ledger]:
+    """Open the ledger of a data set and hold its lock; create it if there is none.
 
     A torn last line, which a power cut can leave, is an attempt that was never drawn: it is cut off.
 
+    Args:
+        cap_if_new: total (epsilon, delta) of all plans ever, written into a new ledger; None means no cap.
+        declared_cap: the cap that the caller believes to hold. A ledger that was created with another is refused.
+
     Raises:
-        LedgerError: another process holds it, it was damaged, or it belongs to another data set.
+        LedgerError: another process holds it, its folder cannot be written, it was damaged, it belongs to another
+            data set, or it has another cap than the declared one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(str(path) + ".lock", mode=0o600)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock.acquire(timeout=0)
     except Timeout:
         raise LedgerError(f"Another process uses the ledger {path.name}: wait for it to end.") from None
+    except OSError as error:
+        raise LedgerError(
+            f"The folder of the ledger {path.name} cannot be written ({error.strerror}): make it writable, or set "
+            "privacy.ledger to a place that is."
+        ) from None
     try:
         entries = read_ledger(path, repair=True) if path.exists() else []
         ledger = Ledger(path, entries)
         if not entries:
-            ledger._append({"event": "created", "dataset_id": dataset_id, "cap": list(cap) if cap else None})
+            cap = list(cap_if_new) if cap_if_new else None
+            ledger._append({"event": "created", "dataset_id": dataset_id, "cap": cap})
         elif entries[0]["dataset_id"] != dataset_id:
             raise LedgerError(f"The ledger {path.name} belongs to {entries[0]['dataset_id']!r}, not {dataset_id!r}.")
+        ledger.require_cap(declared_cap)
         yield ledger
     finally:
         lock.release()

@@ -45,7 +45,8 @@ class PrivateGradient:
         Raises:
             BudgetExhausted: no attempt is left; nothing was drawn.
         """
-        self._clipped.take()  # whatever an abandoned attempt left behind
+        self._drawn = False  # an abandoned attempt has nothing to release any more,
+        self._clipped.take()  # and what it left behind is dropped
         self._ledger.charge(self._plan)
         self._drawn = True
         return poisson_batch(self._units, self._plan.sampling_probability, self._entropy)

@@ -45,18 +45,13 @@ class AutoencoderTraining(PublicTraining):
     def __init__(self, recipe: AutoencoderRecipe, images: np.ndarray, seed: int, checkpoint: Path) -> None:
         torch.manual_seed(seed)
         network = build_autoencoder(images.shape[3], recipe.latent_channels, recipe.widths, recipe.layers_per_block)
-        super().__init__(network.to(memory_format=torch.channels_last), recipe, seed, checkpoint)
+        super().__init__(network, recipe, seed, checkpoint)
         self.recipe, self.images = recipe, images
 
     def loss(self, generator: torch.Generator) -> Tensor:
         batch = jitter(batch_of(self.images, self.recipe.batch_size, generator), generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
-            return autoencoder_loss(
-                self.network,
-                batch.contiguous(memory_format=torch.channels_last),
-                self.recipe.kl_weight,
-                generator,
-            )
+            return autoencoder_loss(self.network, batch, self.recipe.kl_weight, generator)
 
     def finish(self) -> AutoencoderKL:
         """The averaged network, frozen, its latents standardised on 10,000 public images."""

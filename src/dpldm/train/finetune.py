@@ -20,7 +20,7 @@ from dpldm.privacy.entropy import Entropy, SystemEntropy, random_words
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.run import Run, ledger_cap, plan_of
+from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 
 
@@ -45,10 +45,11 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     backbone = load_backbone(config.backbone)
     check_fit(config, backbone)
     run.create()
+    tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
     latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents)
+    cap, declared = ledger_cap(config), config.privacy.cap
     try:
-        with open_ledger(run.ledger, plan.dataset_id, ledger_cap(config)) as ledger:
-            tuner = Tuner(backbone.denoiser, len(config.data.labels), config.trainable, config.optimizer)
+        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
             resume(tuner, run, plan, ledger)
             ledger.register(plan)
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
@@ -116,10 +117,11 @@ def example_losses(
 class Tuner:
     """The tuned network with its optimizer and averaged weights: all of it a function of noised gradients."""
 
-    def __init__(self, network: UNet2DConditionModel, classes: int, trainable: str, optimizer: OptimizerConfig) -> None:
-        adapt_to_labels(network, classes)
-        self.network = network.eval()
-        self.trainable = choose_trainable(network, trainable)
+    def __init__(self, backbone: Backbone, classes: int, trainable: str, optimizer: OptimizerConfig) -> None:
+        adapt_to_labels(backbone.denoiser, classes)
+        self.network: UNet2DConditionModel = backbone.denoiser.eval()
+        self.trainable = choose_trainable(self.network, trainable)
+        self.backbone_digest = backbone.digest
         self.settings = optimizer
         self.optimizer = torch.optim.Adam(
             self._parameters, lr=optimizer.learning_rate, betas=(optimizer.adam_beta1, optimizer.adam_beta2)
@@ -153,6 +155,7 @@ class Tuner:
         }
         facts = {
             "plan": plan.digest(),
+            "backbone": self.backbone_digest,
             "updates": self.updates,
             "average_step": self.average.optimization_step,
             "head": [head.seq, head.hash],
@@ -175,7 +178,7 @@ def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
     """Continue from the run's checkpoint, if there is one and the ledger vouches for it.
 
     Raises:
-        UserError: the checkpoint belongs to another plan, or to a ledger that is not this one.
+        UserError: the checkpoint belongs to another plan, to other public weights, or to a ledger that is not this one.
     """
     if not run.checkpoint.exists():
         return
@@ -185,6 +188,7 @@ def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
             f"The run {run.config.name!r} was started under another privacy plan: give this run a new name, or "
             "restore the privacy settings it was started with."
         )
+    require_same_backbone(tuner.backbone_digest, facts, run)
     if not ledger.contains(Head(*facts["head"])):
         raise UserError(
             f"The ledger {run.ledger.name} does not contain the attempts of this run's checkpoint (it was cut, "
