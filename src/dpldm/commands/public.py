@@ -1,17 +1,18 @@
-"""`dpldm public glyphs|icons|digits`."""
+"""`dpldm public glyphs|icons|folder|digits`."""
 
 import argparse
 from pathlib import Path
 
 from dpldm.console import out
 from dpldm.data.bundled import write_digits
+from dpldm.data.public.folder import make_from_folder
 from dpldm.data.public.glyphs import make_glyphs
 from dpldm.data.public.icons import make_icons
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Make one public set."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|digits")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|digits")
     glyphs = kinds.add_parser("glyphs", help="letters of free fonts, jittered like handwriting")
     glyphs.add_argument("--fonts", type=Path, nargs="*", help="folders of font files (default: installed fonts)")
     glyphs.add_argument(
@@ -21,13 +22,19 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     icons = kinds.add_parser("icons", help="shapes from an unpacked @iconify/json package")
     icons.add_argument("--source", type=Path, required=True, help="folder of the unpacked package")
     icons.add_argument("--shaded", type=float, default=0.6, metavar="SHARE", help="share drawn with texture (0.6)")
+    folder = kinds.add_parser("folder", help="images of your own choice that may be used publicly")
+    folder.add_argument("--source", type=Path, required=True, help="folder or file, as `dpldm inspect` reads it")
+    folder.add_argument("--licence", required=True, help="licence of the images, for the provenance")
+    folder.add_argument("--origin", required=True, help="where they come from, for the provenance")
     for kind in (glyphs, icons):
         kind.add_argument("--count", type=int, required=True, help="number of images")
-        kind.add_argument("--image-size", type=int, default=32, help="pixels a side (32)")
         kind.add_argument("--seed", type=int, default=0, help="seed; the same seed gives the same bytes")
-    icons.add_argument("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour")
+    for kind in (glyphs, icons, folder):
+        kind.add_argument("--image-size", type=int, default=32, help="pixels a side (32)")
+    for kind in (icons, folder):
+        kind.add_argument("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (1)")
     digits = kinds.add_parser("digits", help="write the 5,000 bundled handwritten digits as folders")
-    for kind in (glyphs, icons, digits):
+    for kind in (glyphs, icons, folder, digits):
         kind.add_argument("--output", type=Path, required=True, help="folder to write")
     given = parser.parse_args(words)
     if given.kind == "digits":
@@ -43,6 +50,14 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
             held_out_fraction=given.hold_out,
             only_held_out=given.only_held_out,
         )
+    elif given.kind == "folder":
+        made = make_from_folder(
+            given.source,
+            image_size=given.image_size,
+            channels=given.channels,
+            licence=given.licence,
+            origin=given.origin,
+        )
     else:
         made = make_icons(
             given.source,
@@ -53,5 +68,6 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
             shaded_fraction=given.shaded,
         )
     made.save(given.output)
-    out.print(f"{len(made):,} images in {given.output}; look at contact-sheet.png and dropped-sheet.png there.")
+    sheets = " and ".join(path.name for path in sorted(given.output.glob("*-sheet.png")))
+    out.print(f"{len(made):,} images in {given.output}; look at {sheets} there.")
     return 0
