@@ -49,6 +49,7 @@ def config_of(tmp_path: Path, tiny_backbone: Path, image_folder: Path, monkeypat
 
     def make(steps: int, reserve: int, output: str = "runs") -> RunConfig:
         privacy = {"dataset_id": "scans", "records": 40, "epsilon": 1.0, "delta": 1e-3, "expected_batch_size": 2}
+        privacy["ledger"] = tmp_path / output / "ledgers" / "scans.jsonl"
         return RunConfig.model_validate(
             {
                 "data": {"path": image_folder, "image_size": 16, "labels": ["dark", "light"]},
