@@ -2,7 +2,8 @@
 
     python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."]
 
-Everything in results/ comes from here: config, plan, evaluation, wall time per stage, versions, hardware, commit.
+A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. Everything in
+results/ comes from here: config, plan, evaluation, wall time per stage, versions, hardware, commit.
 """
 
 import argparse
@@ -28,9 +29,11 @@ def main() -> None:
     parser.add_argument("--why", default="", help="what the look was for")
     given = parser.parse_args()
     manifest = collect(given.run, given.command)
-    target = Path("results") / f"{given.run.name}.json"
+    proxy = manifest["plan"]["dataset_id"].startswith("rehearsal-")
+    target = Path("results/proxies" if proxy else "results") / f"{given.run.name}.json"
+    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    if manifest["config"]["privacy"]["public_benchmark"]:
+    if manifest["config"]["privacy"]["public_benchmark"] and not proxy:
         log_look(given.run.name, manifest, given.why)
     print(f"wrote {target}")
 
@@ -44,6 +47,7 @@ def collect(run: Path, command: str) -> dict[str, Any]:
         shown["data"][key] = Path(shown["data"][key]).name if shown["data"][key] else None
     shown["backbone"] = Path(config.backbone).name
     shown["runtime"].pop("output")
+    shown["privacy"].pop("ledger")
     timings = [json.loads(line) for line in (run / "private" / "timings.jsonl").read_text().splitlines()]
     return {
         "command": command,
