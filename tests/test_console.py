@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,18 @@ def test_time_left_is_extrapolated_from_this_call_alone(clock: Clock, capsys: py
     assert "left" not in lines[0]
     assert lines[1].endswith(f", {duration(49 * 30)} left")
     assert lines[-1].strip() == "sample 100/100"
+
+
+def test_time_left_starts_anew_with_the_next_stage(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    def steps() -> Iterator[Step]:
+        for seconds, note in ((1000.0, "slow"), (30.0, "fast")):
+            for done in range(1, 101):
+                yield done, 100, note
+                clock.now += seconds
+
+    follow(steps(), "pretrain", identity)
+    fast = [line for line in capsys.readouterr().out.splitlines() if "fast" in line]
+    assert fast[1].endswith(f", {duration(98 * 30)} left")
 
 
 def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,8 @@ class StageRecipe(Section):
     """Decay of the averaged weights, which are the ones that are kept."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
+    bf16: bool = False
+    """Autocast to bfloat16: faster only on processors with bfloat16 units, several times slower on others."""
 
 
 class AutoencoderRecipe(StageRecipe):
@@ -50,7 +52,6 @@ class AutoencoderRecipe(StageRecipe):
     steps: Count = 9000
     learning_rate: Positive = 1.5e-3
     bf16: bool = True
-    """Autocast to bfloat16: faster only on processors with bfloat16 units, several times slower on others."""
 
 
 class DiffusionRecipe(StageRecipe):

@@ -49,14 +49,15 @@ def follow(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item 
 def _follow_in_lines(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item | None:
     """One line at the start, every 20 seconds, and at the end: sensible in a log file."""
     start, shown = time.monotonic(), -math.inf
-    first_done: int | None = None
+    first_done, before = 0, math.inf
     last: Item | None = None
     for item in items:
         last = item
         done, total, note = describe(item)
         now = time.monotonic()
-        if first_done is None:
+        if done < before:  # the first step of all, or of the next stage
             first_done, start = done, now
+        before = done
         if now - shown >= LINE_EVERY_SECONDS or done == total:
             shown = now
             rate = (done - first_done) / (now - start) if now > start else 0.0

@@ -71,4 +71,5 @@ class DiffusionTraining(PublicTraining):
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         context = condition(labels, recipe.pseudo_classes)
-        return denoising_losses(self.network, self.scheduler, latents, context, timesteps, noise).mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            return denoising_losses(self.network, self.scheduler, latents, context, timesteps, noise).mean()
