@@ -39,9 +39,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
     "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, show one, or draw from it"),
-    "public": Command(
-        "dpldm.commands.public", "make public image sets: glyphs, icons, a folder, digits"
-    ),
+    "public": Command("dpldm.commands.public", "make public image sets: glyphs, icons, a folder, digits"),
 }
 
 

@@ -15,7 +15,7 @@ from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import plan_of
-from dpldm.train.finetune import Tuner, check_fit, example_losses
+from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws
 
 HARD_TO_LEARN = 3.0
 """Noise-to-signal (`Forecast.noise_to_signal`) above which `plan` warns: a guess, not yet measured on proxies."""
@@ -89,9 +89,9 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
     with ClippedSum(tuner.network, tuner.trainable, constants.max_grad_norm, constants.draws_per_example) as clipped:
 
         def step() -> None:
-            clipped.accumulate(
-                example_losses(tuner.network, backbone.scheduler, stand_in, rows, constants, 0.1, entropy)
-            )
+            timesteps = int(backbone.scheduler.config.num_train_timesteps)
+            draws = fresh_draws(size, constants.draws_per_example, torch.Size(shape[1:]), timesteps, 0.1, entropy)
+            clipped.accumulate(example_losses(tuner.network, backbone.scheduler, stand_in, rows, draws))
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             step()

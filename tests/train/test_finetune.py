@@ -19,7 +19,6 @@ from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior
 from dpldm.models.backbone import load_backbone
-from dpldm.models.denoiser import condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from dpldm.privacy.ledger import open_ledger, read_ledger
@@ -29,7 +28,16 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, plan_of
 from dpldm.train import finetune as stage
 from dpldm.train.checkpoint import optimizer_tensors
-from dpldm.train.finetune import FinetuneStep, Tuner, algorithm_1, example_losses, finetune, resume
+from dpldm.train.finetune import (
+    Draws,
+    FinetuneStep,
+    Tuner,
+    algorithm_1,
+    example_losses,
+    finetune,
+    fresh_draws,
+    resume,
+)
 from dpldm.tuned import finished_plan
 
 PLAN = PrivacyPlan(
@@ -48,6 +56,11 @@ PLAN = PrivacyPlan(
 SHORT = replace(PLAN, steps=2, reserve_steps=4)
 EVERYONE = replace(SHORT, expected_batch_size=40)
 """q = 1: every record is in every batch."""
+
+
+SHAPE = torch.Size((2, 4, 4))
+"""Latents of the tiny backbone."""
+DRAWN = tuple(field.name for field in fields(Draws))
 
 
 def config_of(directory: Path, backbone: Path, images: Path, **sections: Any) -> RunConfig:
@@ -148,25 +161,19 @@ def taped(monkeypatch: pytest.MonkeyPatch, bench: Bench, latents: PrivateLatents
     with monkeypatch.context() as patch:
         patch.setattr("dpldm.privacy.mechanism.add_gaussian", tape)
         patch.setattr(stage, "example_losses", losses_by_record)
+        patch.setattr(stage, "fresh_draws", lambda *given: fresh_draws(*given[:-1], SystemEntropy()))
         list(bench.steps(latents, SeededEntropy(7)))
     return tape
 
 
-def losses_by_record(
-    network: Any, scheduler: Any, latents: PrivateLatents, rows: Tensor, plan: PrivacyPlan, *_: Any
-) -> Tensor:
-    """As `example_losses`, with the randomness of record i fixed by i: what the proof holds fixed for neighbours."""
-    draws = plan.draws_per_example
-    timesteps, noises = [], []
-    for row in rows.tolist():
-        generator = torch.Generator().manual_seed(row)
-        timesteps.append(torch.randint(1000, (draws,), generator=generator))
-        noises.append(torch.randn(draws, 2, 4, 4, generator=generator))
-    repeated = rows.repeat_interleave(draws)
-    context = condition(latents.labels[repeated], 2)
-    mean = latents.posterior.mean[repeated]
-    losses = denoising_losses(network, scheduler, mean, context, torch.cat(timesteps), torch.cat(noises))
-    return losses.view(-1, draws).mean(1)
+def losses_by_record(network: Any, scheduler: Any, latents: PrivateLatents, rows: Tensor, draws: Draws) -> Tensor:
+    """`example_losses` with the draws of record i fixed by i: what the proof holds fixed for neighbours."""
+    return example_losses(network, scheduler, latents, rows, draws_by_record(rows, len(draws.timestep) // len(rows)))
+
+
+def draws_by_record(rows: Tensor, each: int) -> Draws:
+    own = [fresh_draws(1, each, SHAPE, 1000, 0.1, SeededEntropy(row)) for row in rows.tolist()]
+    return Draws(**{name: torch.cat([getattr(draws, name) for draws in own]) for name in DRAWN})
 
 
 # --- what is charged and shown ---------------------------------------------------------------------------------
@@ -266,9 +273,9 @@ def test_parts_make_up_the_draw_and_no_record_comes_twice(
         events.append(("draw", batch.tolist()))
         return batch
 
-    def passed(network: Any, scheduler: Any, latents: Any, rows: Tensor, *rest: Any) -> Tensor:
+    def passed(network: Any, scheduler: Any, latents: Any, rows: Tensor, draws: Draws) -> Tensor:
         events.append(("pass", rows.tolist()))
-        return losses_by_record(network, scheduler, latents, rows, *rest)
+        return example_losses(network, scheduler, latents, rows, draws)
 
     monkeypatch.setattr(PrivateGradient, "draw", drawn)
     monkeypatch.setattr(stage, "example_losses", passed)
@@ -379,10 +386,8 @@ def test_an_examples_loss_is_the_mean_of_its_own_draws(
     latents.posterior.mean[:] = torch.arange(200.0)[:, None, None, None]
     latents.labels[7] = -1
     rows = torch.arange(3, 200)
-    plan = replace(PLAN, draws_per_example=draws)
-    losses = example_losses(
-        made.tuner.network, made.loaded.scheduler, latents, rows, plan, dropout, SystemEntropy()
-    ).double()
+    fresh = fresh_draws(len(rows), draws, SHAPE, 1000, dropout, SystemEntropy())
+    losses = example_losses(made.tuner.network, made.loaded.scheduler, latents, rows, fresh).double()
     assert losses.shape == rows.shape
     assert losses.round().tolist() == rows.tolist()
     classes = ((losses - losses.round()) * 1000).round().long()  # a mixture over draws would not be a class
@@ -397,6 +402,43 @@ def test_an_examples_loss_is_the_mean_of_its_own_draws(
     assert int(timesteps.min()) < 100
     assert int(timesteps.max()) >= 900
     assert len(noise.flatten(1)[:, 0].unique()) > 0.99 * len(noise), "every draw has noise of its own"
+
+
+class CountedEntropy(SystemEntropy):
+    """System entropy that counts what was taken."""
+
+    taken = 0
+
+    def bytes(self, count: int) -> bytes:
+        self.taken += count
+        return super().bytes(count)
+
+
+def test_every_draw_is_entropy_of_its_own() -> None:
+    """No generator stands between the operating system and a draw: a seed would be shared by all records of a pass,
+    so that one record more would change the draws of the others."""
+    source, before = CountedEntropy(), torch.get_rng_state()
+    draws = fresh_draws(50, 3, SHAPE, 1000, 0.25, source)
+    values = 2 * 150 * SHAPE.numel() + 150 + 50
+    assert source.taken == 8 * values, "64 bits for every Gaussian, timestep and coin"
+    assert torch.equal(torch.get_rng_state(), before)
+    assert draws.latent.shape == draws.noise.shape == (150, *SHAPE)
+    assert draws.latent.dtype == draws.noise.dtype == torch.float32
+    assert (draws.timestep.shape, draws.null.shape) == ((150,), (50,))
+
+
+def test_draws_have_the_distributions_they_are_named_for() -> None:
+    draws = fresh_draws(20_000, 2, torch.Size((1, 1, 2)), 10, 0.25, SystemEntropy())
+    for values in (draws.latent, draws.noise):
+        flat = values.flatten().double()
+        assert abs(float(flat.mean())) < 5 / np.sqrt(len(flat))
+        assert float(flat.std()) == pytest.approx(1.0, rel=5 / np.sqrt(2 * len(flat)))
+    counts = torch.bincount(draws.timestep, minlength=10).double()
+    assert len(counts) == 10
+    assert float(((counts - 4000).square() / 4000).sum()) < 40, "chi-square with 9 degrees of freedom"
+    assert float(draws.null.double().mean()) == pytest.approx(0.25, abs=5 * np.sqrt(0.25 * 0.75 / 20_000))
+    pairs = torch.stack([draws.latent.flatten(), draws.noise.flatten()]).double()
+    assert abs(float(torch.corrcoef(pairs)[0, 1])) < 5 / np.sqrt(pairs.shape[1])
 
 
 # --- what moves ---------------------------------------------------------------------------------------------------
@@ -427,7 +469,8 @@ def test_what_is_frozen_by_construction_has_no_gradient(bench: BenchMaker) -> No
     made, latents = bench(), made_up(6)
     network = made.tuner.network
     parameters = dict(network.requires_grad_(True).named_parameters())
-    losses = losses_by_record(network, made.loaded.scheduler, latents, torch.arange(6), PLAN)
+    rows = torch.arange(6)
+    losses = example_losses(network, made.loaded.scheduler, latents, rows, draws_by_record(rows, 1))
     gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
     trained = choose_trainable(network, "all")
     idle = {name: g for name, g in zip(parameters, gradients, strict=True) if name not in trained}

@@ -26,10 +26,13 @@ class Posterior:
     mean: Tensor
     log_variance: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw per image, (N, c, h, w)."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+    def at(self, noise: Tensor) -> Tensor:
+        """The latents that standard Gaussian `noise` (N, c, h, w) selects."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw per image, (N, c, h, w). For public images only: see train/finetune.py."""
+        return self.at(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
 
 
 def build_autoencoder(

@@ -55,3 +55,9 @@ def random_words(count: int, entropy: Entropy) -> Tensor:
         if count
         else torch.empty(0, dtype=torch.int64)
     )
+
+
+def random_units(count: int, entropy: Entropy) -> Tensor:
+    """`count` independent uniform multiples of 2**-53 in [0, 1), float64 (count,): the upper 53 bits of a word each."""
+    words = random_words(count, entropy)
+    return ((words >> 11) & (2**53 - 1)).double() * 2.0**-53  # arithmetic shift, then drop the sign's copies

@@ -10,17 +10,15 @@ import math
 import torch
 from torch import Tensor
 
-from dpldm.privacy.entropy import Entropy, random_words
+from dpldm.privacy.entropy import Entropy, random_units
 
 
 def standard_gaussian(count: int, entropy: Entropy) -> Tensor:
     """`count` independent N(0, 1) values, float64 (count,), by the Box-Muller transform."""
     pairs = (count + 1) // 2
-    words = random_words(2 * pairs, entropy)
-    # The upper 53 bits as a number in [0, 2**53): arithmetic shift, then drop the sign's copies.
-    uniform = ((words >> 11) & (2**53 - 1)).double()
-    radius = torch.sqrt(-2.0 * torch.log((uniform[:pairs] + 1.0) * 2.0**-53))  # argument in (0, 1]
-    angle = uniform[pairs:] * (2.0 * math.pi * 2.0**-53)
+    uniform = random_units(2 * pairs, entropy)
+    radius = torch.sqrt(-2.0 * torch.log(uniform[:pairs] + 2.0**-53))  # argument in (0, 1], exactly
+    angle = uniform[pairs:] * (2.0 * math.pi)
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[:count]
 
 

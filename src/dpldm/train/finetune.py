@@ -16,9 +16,10 @@ from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum
-from dpldm.privacy.entropy import Entropy, SystemEntropy, random_words
+from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
+from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
@@ -69,6 +70,7 @@ def algorithm_1(
     """Algorithm 1: T times draw, clip, sum, noise, divide, update."""
     curve = plan.epsilon_curve()
     physical = run.config.runtime.physical_batch_size
+    shape, timesteps = latents.posterior.mean.shape[1:], int(scheduler.config.num_train_timesteps)
     dropout = run.config.optimizer.label_dropout
     with ClippedSum(tuner.network, tuner.trainable, plan.max_grad_norm, plan.draws_per_example) as clipped:
         mechanism = PrivateGradient(plan, ledger, clipped, len(latents), entropy)
@@ -80,38 +82,57 @@ def algorithm_1(
                 return
             for start in range(0, len(batch), physical):  # no pass at all for an empty batch
                 part = batch[start : start + physical]
-                losses = example_losses(tuner.network, scheduler, latents, part, plan, dropout, entropy)
+                draws = fresh_draws(len(part), plan.draws_per_example, shape, timesteps, dropout, entropy)
+                losses = example_losses(tuner.network, scheduler, latents, part, draws)
                 mechanism.accumulate(losses, latents.usable[part])  # clip each example to C, add
             tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average
             tuner.save(run, plan, ledger.head)
             yield _shown(tuner, plan, ledger, curve)
 
 
-def example_losses(
-    network: UNet2DConditionModel,
-    scheduler: DDPMScheduler,
-    latents: PrivateLatents,
-    rows: Tensor,
-    plan: PrivacyPlan,
-    label_dropout: float,
-    entropy: Entropy,
-) -> Tensor:
-    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise).
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of B records with K draws each; example-major, so the K rows of a record are neighbours."""
 
-    A record's label is dropped or kept for all its draws. The draws are fresh and depend on no record.
+    latent: Tensor  # (B K, c, h, w) standard Gaussian: which latent of its posterior a record shows
+    noise: Tensor  # (B K, c, h, w) standard Gaussian: what the network must find
+    timestep: Tensor  # (B K,) int64 in [0, timesteps)
+    null: Tensor  # (B,) bool: the label is hidden, for guidance; the same for all draws of a record
+
+
+def fresh_draws(
+    records: int, draws: int, shape: torch.Size, timesteps: int, label_dropout: float, entropy: Entropy
+) -> Draws:
+    """Draws for one physical pass, every value from entropy of its own.
+
+    A seeded generator would not do: its few possible streams are shared by all records of a pass, so one record more
+    would change everybody's draws, and the clipped sum by far more than C (docs/privacy.md, step 2).
     """
-    generator = torch.Generator().manual_seed(int(random_words(1, entropy)))
-    draws, classes = plan.draws_per_example, class_count(network)
-    repeated = rows.repeat_interleave(draws)  # example-major: the K rows of an example are neighbours
-    posterior = Posterior(latents.posterior.mean[repeated], latents.posterior.log_variance[repeated])
-    samples = posterior.sample(generator)
+    rows = records * draws
+
+    def gaussian() -> Tensor:
+        return standard_gaussian(rows * shape.numel(), entropy).float().view(rows, *shape)
+
+    return Draws(
+        latent=gaussian(),
+        noise=gaussian(),
+        timestep=(random_units(rows, entropy) * timesteps).long(),
+        null=random_units(records, entropy) < label_dropout,
+    )
+
+
+def example_losses(
+    network: UNet2DConditionModel, scheduler: DDPMScheduler, latents: PrivateLatents, rows: Tensor, draws: Draws
+) -> Tensor:
+    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise)."""
+    each, classes = len(draws.timestep) // max(1, len(rows)), class_count(network)
+    repeated = rows.repeat_interleave(each)
+    samples = Posterior(latents.posterior.mean[repeated], latents.posterior.log_variance[repeated]).at(draws.latent)
     labels = latents.labels[rows]
-    null = (torch.rand(len(rows), generator=generator) < label_dropout) | (labels < 0)
-    context = condition(torch.where(null, classes, labels), classes).repeat_interleave(draws, 0)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(repeated),), generator=generator)
-    noise = torch.randn(samples.shape, generator=generator)
-    losses = denoising_losses(network, scheduler, samples, context, timesteps, noise)
-    return losses.view(-1, draws).mean(1)
+    shown = torch.where(draws.null | (labels < 0), classes, labels)
+    context = condition(shown, classes).repeat_interleave(each, 0)
+    losses = denoising_losses(network, scheduler, samples, context, draws.timestep, draws.noise)
+    return losses.view(-1, each).mean(1)
 
 
 class Tuner:
