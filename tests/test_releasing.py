@@ -16,11 +16,13 @@ from safetensors import safe_open
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
+from dpldm.planning import plan
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.ledger import read_ledger
 from dpldm.releasing import What, privacy_statement, release
 from dpldm.run import Run, plan_of
 from dpldm.sampling import Sampler, load_synthetic
+from dpldm.train.finetune import finetune
 from dpldm.tuned import finished_plan, tuned_network
 from dpldm.verifying import verify
 
@@ -74,13 +76,13 @@ def test_released_images_are_the_drawn_ones(finished_copy: RunConfig) -> None:
 
 
 def test_the_statement_is_the_plans(finished: RunConfig) -> None:
-    plan, statement = plan_of(finished), privacy_statement(finished)
+    constants, statement = plan_of(finished), privacy_statement(finished)
     claim = statement["guarantee"]
-    assert claim["epsilon"] == plan.epsilon_after(3) <= 0.5
-    assert claim["epsilon_replace_one"] == plan.epsilon_after(3, Adjacency.REPLACE_ONE) > claim["epsilon"]
+    assert claim["epsilon"] == constants.epsilon_after(3) <= 0.5
+    assert claim["epsilon_replace_one"] == constants.epsilon_after(3, Adjacency.REPLACE_ONE) > claim["epsilon"]
     assert (claim["delta"], claim["unit"], claim["adjacency"]) == (1e-3, "image", "add_or_remove_one")
-    assert statement["plan"] == plan.constants()
-    assert statement["plan_digest"] == plan.digest()
+    assert statement["plan"] == constants.constants()
+    assert statement["plan_digest"] == constants.digest()
     assert statement["updates"] == 2
     last = read_ledger(Run(finished).ledger)[-1]
     assert statement["ledger"]["head"] == {"seq": last["seq"], "hash": last["hash"]}
@@ -213,6 +215,33 @@ def test_the_same_release_again_is_the_same_release(finished_copy: RunConfig) ->
     before = {name: (target / name).read_bytes() for name in contents(target)}
     assert release(finished_copy, "both") == target
     assert {name: (target / name).read_bytes() for name in contents(target)} == before
+
+
+def test_a_release_that_was_edited_since_is_not_vouched_for(finished_copy: RunConfig) -> None:
+    target = release(finished_copy, "data")
+    statement, image = target / "privacy.json", next(target.rglob("000003.png"))
+    for path, change in (
+        (statement, lambda b: b.replace(b'"epsilon"', b'"Epsilon"', 1)),
+        (image, lambda b: b[:-1]),
+    ):
+        honest = path.read_bytes()
+        path.write_bytes(change(honest))
+        with pytest.raises(UserError, match="an earlier release that differs: move it away"):
+            release(finished_copy, "data")
+        path.write_bytes(honest)
+    assert release(finished_copy, "data") == target
+
+
+def test_a_tuned_model_is_no_public_backbone(finished_copy: RunConfig) -> None:
+    """A second run on it would state its own epsilon and forget the first one's."""
+    target = release(finished_copy, "model")
+    card = json.loads((target / "model" / "backbone.json").read_text())
+    assert card["tuned"]["dataset_id"] == "scans"
+    assert card["tuned"]["epsilon"] == statement_of(target)["guarantee"]["epsilon"]
+    second = finished_copy.model_copy(update={"name": "second", "backbone": str(target / "model")})
+    for stage in (lambda: list(finetune(second)), lambda: plan(second)):
+        with pytest.raises(UserError, match="was itself tuned on private images"):
+            stage()
 
 
 def test_another_release_is_refused_and_leaves_the_first_alone(finished_copy: RunConfig) -> None:

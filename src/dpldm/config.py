@@ -149,7 +149,7 @@ class PrivacyConfig(Section):
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""
-    cap: tuple[float, float] | None = None
+    cap: tuple[Positive, Positive] | None = None
     """Total (epsilon, delta) of all runs ever on this data set; fixed when the ledger is created. Default: the first
     run's own, so that a second run is refused."""
     public_benchmark: bool = False

@@ -48,14 +48,15 @@ def release(config: RunConfig, what: What = "data") -> Path:
     if what in ("model", "both"):
         backbone = load_backbone(config.backbone)
         tuned = replace(backbone, name=f"{backbone.name}-{config.name}", denoiser=tuned_network(config, backbone))
-        tuned.save(partial / "model")
+        debt = {key: statement["guarantee"][key] for key in ("epsilon", "delta", "unit", "adjacency")}
+        tuned.save(partial / "model", debt | {"dataset_id": config.privacy.dataset_id})
     (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
     replace_file(partial / "privacy.json", (json.dumps(statement, indent=2) + "\n").encode(), mode=0o644)
     if not target.exists():
         partial.rename(target)
-    elif _identity(partial) == _identity(target):
+    elif _same_release(partial, target):
         shutil.rmtree(partial)
     else:
         shutil.rmtree(partial)
@@ -63,17 +64,19 @@ def release(config: RunConfig, what: What = "data") -> Path:
     return target
 
 
-def _identity(directory: Path) -> object:
-    """What two releases of the same files of the same run share; None for what is no release.
+def _same_release(new: Path, old: Path) -> bool:
+    """Whether `old` is an earlier release of the same run that still holds what it says.
 
-    README.md is left out: it shows the ledger's head, and the ledger may have grown in between.
+    README.md may differ: it shows the ledger's head, and the ledger may have grown in between.
     """
     try:
-        statement = json.loads((directory / "privacy.json").read_text(encoding="utf-8"))
-        files = {name: digest for name, digest in statement["files"].items() if name != "README.md"}
-        return statement["plan_digest"], files
+        statements = [json.loads((folder / "privacy.json").read_text(encoding="utf-8")) for folder in (new, old)]
+        intact = all(sha256_of(old / name) == digest for name, digest in statements[1]["files"].items())
+        for statement in statements:
+            del statement["ledger"], statement["files"]["README.md"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
+        return False
+    return intact and statements[0] == statements[1]
 
 
 def privacy_statement(config: RunConfig) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """`verify`: check a release without the private data, without torch and without trusting its author's numbers.
 
-Epsilon is recomputed by dp-accounting from the plan in `privacy.json`; every file's hash is compared; files that
-nobody declared are refused.
+Epsilon is recomputed by dp-accounting from the plan in `privacy.json`; the cards must state that epsilon; every
+file's hash is compared; files and statements of a kind that no release holds are refused.
 """
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,22 @@ from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.report.card import guarantee_sentence
 
 NOT_HASHED = {"privacy.json"}
+SECTIONS = {
+    *("format", "guarantee", "plan", "plan_digest", "updates", "ledger", "mechanism", "declared_constants"),
+    *("backbone", "software", "files"),
+}
+CLAIMS = {
+    *("epsilon", "epsilon_replace_one", "delta", "adjacency", "unit", "covers", "public_benchmark"),
+}
+ALLOWED_FILES = re.compile(
+    r"README\.md|synthetic\.npz|synthetic/(README\.md|metadata\.csv|([^/]+/)?\d{6,}\.png)"
+    r"|model/(backbone|model_index)\.json|model/scheduler/scheduler_config\.json"
+    r"|model/(vae|unet)/(config\.json|diffusion_pytorch_model\.safetensors)"
+)
+"""Everything a release may hold, beside privacy.json."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +58,24 @@ def verify(directory: Path) -> list[Check]:
 
 
 def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
-    plan = PrivacyPlan(**statement["plan"])
+    try:
+        plan = PrivacyPlan(**statement["plan"])
+    except ValueError as error:
+        return [Check("plan", False, str(error))]
     claimed = statement["guarantee"]
     return [
-        Check("plan digest", plan.digest() == statement["plan_digest"], "the plan is the one that was trained"),
+        Check("statement", _is_closed(statement), "the sections of format dpldm-privacy-1, and no other"),
+        Check("plan digest", plan.digest() == statement["plan_digest"], "plan and digest belong together"),
         _epsilon("epsilon", claimed["epsilon"], plan, Adjacency.ADD_OR_REMOVE_ONE),
         _epsilon("epsilon, replace one", claimed["epsilon_replace_one"], plan, Adjacency.REPLACE_ONE),
         Check("delta", claimed["delta"] == plan.delta < 1 / plan.records, f"{plan.delta:g} < 1/records"),
-        Check("updates", statement["updates"] <= plan.steps, f"{statement['updates']} of {plan.steps}"),
+        Check("updates", 0 <= statement["updates"] <= plan.steps, f"{statement['updates']} of {plan.steps}"),
+        Check("ledger", _fits(statement, plan), "its head lies beyond as many attempts as there were updates"),
         Check("unit and adjacency", _same_unit(claimed, plan), f"one {plan.unit}, added or removed"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"]),
+        Check("cards", _cards_agree(directory, statement), "they state this guarantee"),
+        Check("public weights", _public_weights(statement), "the autoencoder is the public backbone's"),
     ]
 
 
@@ -75,7 +97,37 @@ def _epsilon(name: str, claimed: float, plan: PrivacyPlan, adjacency: Adjacency)
 
 
 def _same_unit(claimed: dict[str, Any], plan: PrivacyPlan) -> bool:
-    return bool(claimed["unit"] == plan.unit and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
+    """The one unit and the one adjacency that this format knows."""
+    return bool(claimed["unit"] == plan.unit == "image" and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
+
+
+def _is_closed(statement: dict[str, Any]) -> bool:
+    """Nothing missing, and no place to hide a loss or a count in."""
+    return set(statement) == SECTIONS and set(statement["guarantee"]) == CLAIMS
+
+
+def _fits(statement: dict[str, Any], plan: PrivacyPlan) -> bool:
+    """A ledger holds two lines (created, plan) before the first attempt."""
+    ledger, declared = statement["ledger"], statement["declared_constants"]
+    long_enough = ledger["head"]["seq"] >= statement["updates"] + 1
+    return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == plan.records)
+
+
+def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
+    """Every card that a person reads holds the sentence that follows from the checked numbers."""
+    cards = [directory / name for name in ("README.md", *statement["files"]) if name.endswith("README.md")]
+    try:
+        sentence = guarantee_sentence(statement)
+        return all(sentence in card.read_text(encoding="utf-8") for card in cards)
+    except (OSError, ValueError):
+        return False
+
+
+def _public_weights(statement: dict[str, Any]) -> bool:
+    """What is released as a model was tuned in its denoiser alone."""
+    name = "vae/diffusion_pytorch_model.safetensors"
+    released = statement["files"].get(f"model/{name}")
+    return released is None or released == statement["backbone"]["sha256"][name]
 
 
 def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
@@ -83,10 +135,12 @@ def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
     present = {p.relative_to(directory).as_posix() for p in found} - NOT_HASHED
     changed = [name for name in sorted(expected) if name in present and _digest(directory / name) != expected[name]]
     missing, undeclared = sorted(set(expected) - present), sorted(present - set(expected))
+    foreign = [name for name in sorted(expected) if not ALLOWED_FILES.fullmatch(name)]
     return [
         Check("files unchanged", not changed, _first(changed, f"{len(expected)} files")),
         Check("files complete", not missing, _first(missing, "none missing")),
         Check("nothing undeclared", not undeclared, _first(undeclared, "no other file")),
+        Check("nothing foreign", not foreign, _first(foreign, "only files that a release may hold")),
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -290,22 +291,69 @@ def test_every_truncation_is_repaired_to_whole_lines_and_seen_by_the_head(
         path.unlink()
         path.write_bytes(small[:length])
         whole = [end for end in ends if end <= length]
-        if length not in (0, *ends):
+        if not whole:
+            with pytest.raises(LedgerError, match="empty or cut in its first line"):
+                read_ledger(path, repair=True)
+            assert path.read_bytes() == small[:length], "no fresh budget"
+            continue
+        if length not in ends:
             with pytest.raises(LedgerError, match="torn"):
                 read_ledger(path)
             assert path.read_bytes() == small[:length], "reading changes nothing"
         entries = read_ledger(path, repair=True)
         assert entries == complete[: len(whole)]
-        assert path.read_bytes() == small[: whole[-1] if whole else 0]
+        assert path.read_bytes() == small[: whole[-1]]
         assert not Ledger(path, entries).contains(head)
 
 
 @pytest.mark.parametrize("kept", [0, 40])
-def test_a_ledger_torn_at_birth_is_created_anew(path: Path, small: bytes, kept: int) -> None:
+def test_an_emptied_ledger_is_no_new_budget(path: Path, small: bytes, kept: int) -> None:
     path.write_bytes(small[:kept])
+    with pytest.raises(LedgerError, match="restore it from a copy"), open_ledger(path, "scans", CAP):
+        pass
+    assert path.read_bytes() == small[:kept]
+
+
+def test_a_birth_that_was_interrupted_leaves_no_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line comes whole, by renaming: nothing half-born can be taken for a ledger."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), open_ledger(path, "scans", CAP):
+            pass
+    assert not path.exists()
     with open_ledger(path, "scans", CAP) as ledger:
         assert [entry["event"] for entry in ledger.entries] == ["created"]
-    assert path.read_bytes() == small[: small.index(b"\n") + 1]
+
+
+def test_a_link_does_not_open_a_ledger_twice(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.jsonl"
+    with open_ledger(path, "scans", CAP):
+        link.symlink_to(path)
+        with pytest.raises(LedgerError, match="Another process"), open_ledger(link, "scans", CAP):
+            pass
+
+
+def test_lines_of_somebody_else_stop_the_charging(path: Path) -> None:
+    """Whatever gets round the lock (a bind mount, a network share) is seen before the next draw."""
+    with open_ledger(path, "scans", CAP) as ledger:
+        ledger.register(PLAN)
+        ledger.charge(PLAN)
+        before = path.read_bytes()
+        path.write_bytes(before + b"{}\n")
+        with pytest.raises(LedgerError, match="changed by something else"):
+            ledger.charge(PLAN)
+        path.write_bytes(before)
+        assert ledger.charge(PLAN) == 2
+
+
+@pytest.mark.parametrize("limit", [float("nan"), -1.0])
+def test_a_cap_that_is_no_number_lets_nothing_in(path: Path, limit: float) -> None:
+    with open_ledger(path, "scans", (limit, limit)) as ledger, pytest.raises(LedgerError, match="do not fit"):
+        ledger.register(PLAN)
 
 
 def test_a_torn_attempt_is_cut_and_its_number_used_again(path: Path, small: bytes) -> None:

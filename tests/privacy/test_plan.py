@@ -97,9 +97,10 @@ def test_default_reserve_is_part_of_the_plan() -> None:
 @pytest.mark.parametrize("field", [field.name for field in fields(PrivacyPlan)])
 def test_digest_covers_every_constant(field: str) -> None:
     value = getattr(PLAN, field)
-    others = [not value] if isinstance(value, bool) else [value + "x"] if isinstance(value, str) else [value + 1]
     if isinstance(value, float):
-        others += [value * (1 + 1e-15), value / 2]
+        others: list[Any] = [value * (1 + 1e-15), value / 2]
+    else:
+        others = [not value] if isinstance(value, bool) else [value + ("x" if isinstance(value, str) else 1)]
     for other in others:
         assert other != value
         assert replace(PLAN, **{field: other}).digest() != PLAN.digest()

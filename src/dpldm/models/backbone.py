@@ -44,8 +44,12 @@ class Backbone:
         """Identity of the weights, whatever the directory is called."""
         return weights_digest(self.sha256)
 
-    def save(self, directory: Path) -> None:
-        """Write the directory; weights are rounded to float16."""
+    def save(self, directory: Path, tuned: Mapping[str, Any] | None = None) -> None:
+        """Write the directory; weights are rounded to float16.
+
+        Args:
+            tuned: what is owed for weights that were tuned on private images; None for a public backbone.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         _save_half(self.autoencoder, directory / "vae")
         _save_half(self.denoiser, directory / "unet")
@@ -61,6 +65,7 @@ class Backbone:
         card = {
             "name": self.name,
             **self.provenance,
+            **({"tuned": dict(tuned)} if tuned else {}),
             "sha256": {w: sha256_of(directory / w) for w in WEIGHTS},
         }
         _write_json(directory / "backbone.json", card)

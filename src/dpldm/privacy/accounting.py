@@ -11,6 +11,9 @@ from typing import Any
 DISCRETISATION = 1e-4
 """Grid of the privacy loss: at 1e-3 a true 1.0 may show as 1.2 for small losses, at 1e-4 as 1.0002."""
 
+SMALLEST_NOISE = 0.05
+"""Below it the noise hides nothing and the grid would have millions of points."""
+
 
 class Adjacency(StrEnum):
     """Which pairs of data sets must be hard to tell apart."""
@@ -84,14 +87,15 @@ def calibrate_noise(target_epsilon: float, delta: float, sampling_probability: f
         low, high = high, high * 2
     while high - low > 0.002 * high:
         middle = (low + high) / 2
-        # Below 0.05 the noise hides nothing and the grid would have millions of points.
-        if middle < 0.05 or _exceeds(middle, target_epsilon, delta, sampling_probability, steps):
+        if middle < SMALLEST_NOISE or _exceeds(middle, target_epsilon, delta, sampling_probability, steps):
             low = middle
         else:
             high = middle
     chosen = round(high + 0.0005, 3)
     while epsilon(chosen, sampling_probability, steps, delta) > target_epsilon:
         chosen = round(chosen * 1.002 + 0.001, 3)
+    if chosen > SMALLEST_NOISE and epsilon(chosen, sampling_probability, steps, delta) < target_epsilon / 2:
+        raise ValueError("These privacy constants cannot be accounted for: choose a larger delta or another epsilon.")
     return chosen
 
 

@@ -50,6 +50,7 @@ class Ledger:
     def __init__(self, path: Path, entries: list[dict[str, Any]]) -> None:
         self.path = path
         self._entries = entries
+        self._size = sum(len(_encoded(entry)) for entry in entries)
 
     @property
     def head(self) -> Head:
@@ -102,7 +103,8 @@ class Ledger:
         if cap is not None:
             spent = [sum(e["constants"][key] for e in plans) for key in ("epsilon", "delta")]
             # The slack forgives the rounding of decimal sums (0.1 + 0.2), nothing more.
-            if spent[0] + plan.epsilon > cap[0] * (1 + 1e-9) or spent[1] + plan.delta > cap[1] * (1 + 1e-9):
+            totals = (spent[0] + plan.epsilon, spent[1] + plan.delta)
+            if not all(total <= limit * (1 + 1e-9) for total, limit in zip(totals, cap, strict=True)):
                 raise LedgerError(
                     f"The data set {plan.dataset_id!r} has a cap of epsilon {cap[0]:g}, delta {cap[1]:g}, of which "
                     f"{spent[0]:g} and {spent[1]:g} are reserved by earlier plans: this plan's {plan.epsilon:g} and "
@@ -134,8 +136,10 @@ class Ledger:
         line = _sealed(entry, len(self._entries), self._entries[-1]["hash"] if self._entries else "")
         payload = _encoded(line)
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
             try:
+                if os.fstat(descriptor).st_size != self._size:
+                    raise LedgerError(f"The ledger {self.path.name} was changed by something else: run again.")
                 complete = os.write(descriptor, payload) == len(payload)
                 os.fsync(descriptor)
             finally:
@@ -143,11 +147,35 @@ class Ledger:
         except OSError:
             complete = False
         if not complete:
-            raise LedgerError(
-                f"The ledger {self.path.name} could not be written: free space on its disk or make it writable, "
-                "then run again."
-            )
+            raise _unwritable(self.path)
         self._entries.append(line)
+        self._size += len(payload)
+
+
+def _create(path: Path, dataset_id: str, cap: tuple[float, float] | None) -> None:
+    """The first line, on disk whole or not at all: a ledger that exists and has no first line was damaged."""
+    line = _sealed({"event": "created", "dataset_id": dataset_id, "cap": list(cap) if cap else None}, 0, "")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_encoded(line))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        raise _unwritable(path) from None
+
+
+def _unwritable(path: Path) -> LedgerError:
+    return LedgerError(
+        f"The ledger {path.name} could not be written: free space on its disk or make it writable, then run again."
+    )
 
 
 def _sealed(entry: dict[str, Any], seq: int, previous: str) -> dict[str, Any]:
@@ -173,12 +201,14 @@ def open_ledger(
 
     Args:
         cap_if_new: total (epsilon, delta) of all plans ever, written into a new ledger; None means no cap.
+            Positive and finite.
         declared_cap: the cap that the caller believes to hold. A ledger that was created with another is refused.
 
     Raises:
         LedgerError: another process holds it, its folder cannot be written, it was damaged, it belongs to another
             data set, or it has another cap than the declared one.
     """
+    path = path.resolve()  # one file, one lock, by whatever links it is reached
     lock = FileLock(str(path) + ".lock", mode=0o600)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -191,12 +221,11 @@ def open_ledger(
             "privacy.ledger to a place that is."
         ) from None
     try:
-        entries = read_ledger(path, repair=True) if path.exists() else []
+        if not path.exists():
+            _create(path, dataset_id, cap_if_new)
+        entries = read_ledger(path, repair=True)
         ledger = Ledger(path, entries)
-        if not entries:
-            cap = list(cap_if_new) if cap_if_new else None
-            ledger._append({"event": "created", "dataset_id": dataset_id, "cap": cap})
-        elif entries[0]["dataset_id"] != dataset_id:
+        if entries[0]["dataset_id"] != dataset_id:
             raise LedgerError(f"The ledger {path.name} belongs to {entries[0]['dataset_id']!r}, not {dataset_id!r}.")
         ledger.require_cap(declared_cap)
         yield ledger
@@ -213,8 +242,13 @@ def read_ledger(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     Raises:
         LedgerError: a line was changed, removed, reordered, or is no JSON.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LedgerError(f"The ledger {path.name} cannot be read ({error.strerror}).") from None
     whole, torn = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
+    if not whole:
+        raise LedgerError(f"The ledger {path.name} is empty or cut in its first line: restore it from a copy.")
     if torn and not repair:
         raise LedgerError(f"The last line of the ledger {path.name} is torn: open it with a run to repair it.")
     entries: list[dict[str, Any]] = []

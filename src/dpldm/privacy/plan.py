@@ -7,10 +7,15 @@ comes from the private data; `records` is declared by the user.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dpldm.privacy.accounting import Adjacency, calibrate_noise, epsilon
+
+SMALLEST_DELTA = 1e-10
+"""Below it the accountant's own rounding is no longer negligible (seen at 1e-12)."""
+LARGEST_EPSILON = 100.0
+MOST_ATTEMPTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,37 @@ class PrivacyPlan:
     noise_multiplier: float  # sigma; noise has standard deviation sigma * C
     unit: str = "image"
     public_benchmark: bool = False  # a published data set: not protected by a cap, and reports say so
+
+    def __post_init__(self) -> None:
+        """Refuse constants that mean nothing, wherever they come from: a config, or somebody's privacy.json.
+
+        Raises:
+            ValueError: a constant is out of range; the message names it and what to change.
+        """
+        numbers = (self.records, self.expected_batch_size, self.steps, self.reserve_steps, self.draws_per_example)
+        if any(type(number) is not int for number in numbers):
+            raise ValueError("privacy.records, expected_batch_size, steps, reserve_steps and draws are whole numbers.")
+        if not 0 < self.epsilon <= LARGEST_EPSILON:
+            raise ValueError(
+                f"privacy.epsilon must be a positive number, at most {LARGEST_EPSILON:g} (1 is strong, 10 is weak)."
+            )
+        if self.records < 10:
+            raise ValueError("privacy.records must be at least 10.")
+        if not SMALLEST_DELTA <= self.delta < 1 / self.records:
+            raise ValueError(
+                f"privacy.delta must be below 1/records = {1 / self.records:.2e} (and at least {SMALLEST_DELTA:g}): "
+                "a larger delta would allow publishing a record outright."
+            )
+        if not 1 <= self.expected_batch_size <= self.records:
+            raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
+        if min(self.steps, self.draws_per_example) < 1 or not 0 < self.max_grad_norm < float("inf"):
+            raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
+        if self.reserve_steps < 0:
+            raise ValueError("privacy.reserve_steps must not be negative.")
+        if self.attempts > MOST_ATTEMPTS:
+            raise ValueError(f"privacy.steps and reserve_steps must not exceed {MOST_ATTEMPTS:,} together.")
+        if not 0 <= self.noise_multiplier < float("inf"):
+            raise ValueError("The noise multiplier must be a number, not negative.")
 
     @property
     def sampling_probability(self) -> float:
@@ -96,24 +132,7 @@ def make_plan(
     Raises:
         ValueError: a constant is out of range; the message names it and what to change.
     """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError("privacy.epsilon must be a positive number (1 is strong, 10 is weak).")
-    if records < 10:
-        raise ValueError("privacy.records must be at least 10.")
-    if not 1e-15 <= delta < 1 / records:
-        raise ValueError(
-            f"privacy.delta must be below 1/records = {1 / records:.2e} (and at least 1e-15): "
-            "a larger delta would allow publishing a record outright."
-        )
-    if not 1 <= expected_batch_size <= records:
-        raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
-    if min(steps, draws_per_example) < 1 or not 0 < max_grad_norm < float("inf"):
-        raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
-    reserve = default_reserve(steps) if reserve_steps is None else reserve_steps
-    if reserve < 0:
-        raise ValueError("privacy.reserve_steps must not be negative.")
-    noise = calibrate_noise(epsilon, delta, expected_batch_size / records, steps + reserve)
-    return PrivacyPlan(
+    constants = PrivacyPlan(
         dataset_id=dataset_id,
         run=run,
         epsilon=epsilon,
@@ -121,9 +140,11 @@ def make_plan(
         records=records,
         expected_batch_size=expected_batch_size,
         steps=steps,
-        reserve_steps=reserve,
+        reserve_steps=default_reserve(steps) if reserve_steps is None else reserve_steps,
         max_grad_norm=max_grad_norm,
         draws_per_example=draws_per_example,
-        noise_multiplier=noise,
+        noise_multiplier=0.0,
         public_benchmark=public_benchmark,
     )
+    noise = calibrate_noise(epsilon, delta, constants.sampling_probability, constants.attempts)
+    return replace(constants, noise_multiplier=noise)

@@ -219,12 +219,17 @@ def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
 
 
 def check_fit(config: RunConfig, backbone: Backbone) -> None:
-    """Refuse images that the backbone cannot hold.
+    """Refuse a backbone that is not public, and images that it cannot hold.
 
     Raises:
-        UserError: channels or size do not fit.
+        UserError: it was itself tuned on private images, or channels or size do not fit.
     """
     data = config.data
+    if "tuned" in backbone.provenance:
+        raise UserError(
+            f"The backbone {backbone.name} was itself tuned on private images, and this run's guarantee would not "
+            "count what that has cost: use a public backbone."
+        )
     if data.channels != backbone.channels:
         raise UserError(
             f"data.channels is {data.channels}, the backbone {backbone.name} has {backbone.channels}: change one."
