@@ -176,7 +176,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "negative threads": ({"runtime": {"threads": 0}}, r"runtime\.threads is not valid"),
     "unknown key": ({"privacy": {"epsilonn": 1}}, r"privacy\.epsilonn is not a setting: did you mean privacy\.epsilon"),
     "undeclared label": ({"data": {"labels": ["dark"]}}, r"label that data\.labels does not declare"),
-    "label declared twice": ({"data": {"labels": ["dark", "dark", "light"]}}, r"names a class twice"),
+    "label declared twice": ({"data": {"labels": ["dark", "dark", "light"]}}, r"name each class once"),
     "wrong channels": ({"data": {"channels": 3}}, r"data\.channels is 3, the backbone tiny has 1: change one"),
     "size too large": ({"data": {"image_size": 64}}, r"the backbone tiny takes 13 to 16 pixels: change"),
     "unknown backbone": ({"backbone": "no-such"}, r"There is no backbone 'no-such': give .*`dpldm pretrain`"),

@@ -84,8 +84,38 @@ def test_every_setting_is_described_and_named_once() -> None:
 
 
 STAGE_FIELDS_DESCRIBED_ABOVE = [
-    f"{stage}.{key}" for stage in ("autoencoder", "diffusion") for key in ("batch_size", "steps", "learning_rate")
+    *("autoencoder.batch_size", "autoencoder.steps", "autoencoder.learning_rate", "autoencoder.bf16"),
+    *("diffusion.batch_size", "diffusion.steps", "diffusion.learning_rate"),
 ]
+
+
+RULES = {
+    "a truth value for a number": ({"privacy.epsilon": True}, "privacy.epsilon is not valid: write a number"),
+    "a class twice": ({"data.labels": ["a", "a"]}, "data.labels is not valid: name each class once"),
+    "a class without a name": ({"data.labels": ["a", " "]}, "a class has an empty name"),
+    "a class that is no UTF-8": ({"data.labels": ["caf\udce9"]}, "not UTF-8: rename its folder"),
+    "a closed window": ({"data.window": [5, 5]}, "data.window is not valid: the value that becomes black"),
+    "a ledger that wanders": ({"privacy.ledger": "ledger.jsonl"}, "privacy.ledger is not valid: give a path from"),
+    "a cap below the run": ({"privacy.epsilon": 2, "privacy.cap": [1, 1e-3]}, "privacy.cap is below"),
+    "a cap without bound": ({"privacy.cap": [float("inf"), 1e-3]}, "privacy.cap is not valid"),
+    "a count too few": (
+        {"data.labels": ["a", "b"], "sampling.label_counts": [3]},
+        "sampling.label_counts needs one number for each class",
+    ),
+    "no image": ({"data.labels": ["a", "b"], "sampling.label_counts": [0, 0]}, "and one positive"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_could_only_fail_after_it_was_paid_for_is_refused_at_once(rule: str) -> None:
+    changes, text = RULES[rule]
+    raw: dict[str, Any] = {"data": {"path": "images"}, "privacy": {"dataset_id": "scans"}}
+    for key, value in changes.items():
+        section, leaf = key.split(".")
+        raw.setdefault(section, {})[leaf] = value
+    with pytest.raises(UserError) as caught:
+        validate(RunConfig, raw)
+    assert text in str(caught.value)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -180,7 +210,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         ("a: " + "[" * 1500, "not valid YAML"),
         ("a: " + "9" * 5000, "not valid YAML"),
         ("a: !!python/object/apply:os.system [echo]", "not valid YAML"),
-        ("1: 2\n", "not valid|not a setting"),
+        ("1: 2\n", "not valid|not a setting|should be strings"),
     ],
     ids=range(18),
 )

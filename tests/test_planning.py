@@ -17,8 +17,8 @@ from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels
 from dpldm.planning import HARD_TO_LEARN, Forecast, plan
 from dpldm.privacy.accounting import Adjacency
-from dpldm.report.card import upper
 from dpldm.report.forecast import forecast_table
+from dpldm.report.wording import upper
 
 
 def forecast(raw: dict[str, Any], *, timed: bool = False, **changes: Any) -> Forecast:

@@ -84,7 +84,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "evaluation": {"evaluation": {"protocol": "screen"}},
     "runtime": {"runtime": {"physical_batch_size": 3}},
     "test images": {"data": {"test_path": "x"}},
-    "the ledger's place": {"privacy": {"ledger": "elsewhere.jsonl"}},
+    "the ledger's place": {"privacy": {"ledger": "/elsewhere.jsonl"}},
 }
 
 

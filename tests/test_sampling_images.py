@@ -60,14 +60,6 @@ def test_without_classes_there_are_no_labels() -> None:
     assert planned_labels(SamplingConfig(count=3), 0).tolist() == [-1, -1, -1]
 
 
-@pytest.mark.parametrize(
-    ("counts", "text"), [((1,), "needs 2 numbers"), ((), "needs 2"), ((3, -1), "none negative"), ((0, 0), "no image")]
-)
-def test_counts_that_do_not_fit_are_refused(counts: tuple[int, ...], text: str) -> None:
-    with pytest.raises(UserError, match=text):
-        planned_labels(SamplingConfig(label_counts=counts), 2)
-
-
 # --- which network --------------------------------------------------------------------------------------------------
 
 

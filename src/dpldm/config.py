@@ -1,9 +1,9 @@
 """Every setting of the package, typed and frozen. YAML in, resolved config out; an unknown key is an error."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -13,6 +13,14 @@ class Section(BaseModel):
     """Settings are values: frozen, closed to unknown keys, and never echoed in error texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_yes(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, on and true as a truth value, which would count as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("write a number or a text in quotes, not a bare yes, no, true or false")
+        return value
 
 
 # --- stages 1 and 2: public images only -------------------------------------------------------------------
@@ -121,6 +129,24 @@ class DataConfig(Section):
     test_path: Path | None = None
     """Real images for evaluation, never used in training. Accuracy on them is INTERNAL."""
 
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_names(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("name each class once")
+        if not all(label.strip() for label in labels):
+            raise ValueError("a class has an empty name: give its images a label, or take them out")
+        if any("\ud800" <= letter <= "\udfff" for label in labels for letter in label):
+            raise ValueError("the name of a class is not UTF-8: rename its folder")
+        return labels
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_open(cls, window: tuple[int, int] | None) -> tuple[int, int] | None:
+        if window is not None and not window[0] < window[1]:
+            raise ValueError("the value that becomes black must be below the one that becomes white")
+        return window
+
 
 class PrivacyConfig(Section):
     """The guarantee. Changing anything here changes the plan."""
@@ -154,6 +180,19 @@ class PrivacyConfig(Section):
     run's own, so that a second run is refused."""
     public_benchmark: bool = False
     """The images are published already (MNIST and the like): no cap, and every report says so."""
+
+    @field_validator("ledger")
+    @classmethod
+    def _ledger_is_one_place(cls, ledger: Path | None) -> Path | None:
+        if ledger is not None and not ledger.is_absolute():
+            raise ValueError("give a path from the root, so that it is the same ledger from every folder")
+        return ledger
+
+    @model_validator(mode="after")
+    def _cap_holds_this_run(self) -> Self:
+        if self.cap is not None and not (self.epsilon <= self.cap[0] and self.delta <= self.cap[1]):
+            raise ValueError("privacy.cap is below this run's own epsilon or delta: raise it, or lower them")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -233,3 +272,12 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _one_count_per_class(self) -> Self:
+        counts, classes = self.sampling.label_counts, len(self.data.labels)
+        if counts is not None and classes and (len(counts) != classes or min(counts) < 0 or not any(counts)):
+            raise ValueError(
+                "sampling.label_counts needs one number for each class of data.labels, none negative and one positive"
+            )
+        return self

@@ -134,4 +134,6 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         return f"{key} is missing: set it in the config or with --{key}."
     text = problem["msg"].removeprefix("Value error, ")
     remedy = ", in quotes" if problem["type"] == "string_type" else ""
+    if problem["type"] == "value_error" and key not in known:  # a rule about several settings, which names them itself
+        return f"{text}."
     return f"{key} is not valid: {text[0].lower()}{text[1:]}{remedy}."

@@ -73,7 +73,7 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
             "privacy": config.privacy.model_copy(
                 update={
                     "dataset_id": f"rehearsal-{config.name}"[:64],
-                    "ledger": directory / "ledger.jsonl",
+                    "ledger": (directory / "ledger.jsonl").absolute(),
                     "cap": None,
                     "public_benchmark": True,
                 }

@@ -189,7 +189,9 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
             epsilon=privacy.epsilon,
             delta=privacy.delta,
             records=privacy.records,
-            expected_batch_size=privacy.expected_batch_size or default_batch(privacy.records),
+            expected_batch_size=default_batch(privacy.records)
+            if privacy.expected_batch_size is None
+            else privacy.expected_batch_size,
             steps=privacy.steps,
             reserve_steps=privacy.reserve_steps,
             max_grad_norm=privacy.max_grad_norm,

@@ -87,19 +87,11 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
 
 
 def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
-    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional. Uses no private count.
-
-    Raises:
-        UserError: `sampling.label_counts` does not match the declared classes.
-    """
+    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional. Uses no private count."""
     if classes == 0:
         return torch.full((settings.count,), -1)
     if settings.label_counts is None:
         return torch.arange(settings.count) % classes
-    if len(settings.label_counts) != classes or min(settings.label_counts) < 0:
-        raise UserError(f"sampling.label_counts needs {classes} numbers, one per class of data.labels, none negative.")
-    if sum(settings.label_counts) == 0:
-        raise UserError("sampling.label_counts asks for no image: give at least one class a positive number.")
     labels = torch.repeat_interleave(torch.arange(classes), torch.tensor(settings.label_counts))
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed))]
 

@@ -32,7 +32,7 @@ def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
         raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
     run.require_same_training()
     plan = plan_of(config)
-    _, facts = load_checkpoint(run.checkpoint)
+    _, facts = load_checkpoint(run.checkpoint, paid_for=True)
     if facts["plan"] != plan.digest():
         raise UserError(
             f"The run {config.name!r} was trained under another privacy plan than this config's: restore the settings "
@@ -54,7 +54,7 @@ def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel
         UserError: see `finished_plan`.
     """
     finished_plan(config)
-    groups, _ = load_checkpoint(Run(config).checkpoint)
+    groups, _ = load_checkpoint(Run(config).checkpoint, paid_for=True)
     return with_weights(backbone.denoiser, len(config.data.labels), groups["average"])
 
 
@@ -77,5 +77,5 @@ def ledger_entries(config: RunConfig) -> list[dict[str, Any]]:
     ledger = Run(config).ledger
     try:
         return read_ledger(ledger)
-    except (OSError, LedgerError) as error:
-        raise UserError(f"The ledger {ledger.name} cannot be read or was changed: restore it from a copy.") from error
+    except LedgerError as error:
+        raise UserError(str(error)) from error

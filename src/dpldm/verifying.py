@@ -15,7 +15,7 @@ from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.report.card import guarantee_sentence
+from dpldm.report.wording import guarantee_sentence
 
 NOT_HASHED = {"privacy.json"}
 SECTIONS = {

@@ -28,8 +28,8 @@ def data_of(folder: Path, **more: object) -> DataConfig:
     return DataConfig.model_validate({"path": folder, "image_size": 16, "labels": ["dark", "light"]} | more)
 
 
-def made(data: DataConfig, backbone: Path | str, cache: Path) -> PrivateLatents:
-    return private_latents(data, load_backbone(str(backbone)).autoencoder, str(backbone), cache)
+def made(data: DataConfig, backbone: Path | str, cache: Path, *, keep: bool = False) -> PrivateLatents:
+    return private_latents(data, load_backbone(str(backbone)).autoencoder, str(backbone), cache, keep=keep)
 
 
 def same(a: PrivateLatents, b: PrivateLatents) -> bool:
@@ -58,7 +58,7 @@ def test_the_cache_gives_back_what_was_encoded(
     first = made(data_of(image_folder), tiny_backbone, cache)
     assert stat.S_IMODE(cache.stat().st_mode) == 0o600
     monkeypatch.setattr(module, "open_source", lambda *_, **__: pytest.fail("read the images again"))
-    again = made(data_of(image_folder, test_path="elsewhere"), tiny_backbone, cache)
+    again = made(data_of(image_folder, test_path="elsewhere"), tiny_backbone, cache, keep=True)
     assert same(first, again)
     assert again.usable.dtype == torch.bool
 
@@ -106,6 +106,16 @@ def test_null_records_keep_their_place(image_folder: Path, tiny_backbone: Path, 
     assert [entry["file"] for entry in entries] == ["dark/010.png", "light/003.png"]
 
 
+def test_what_is_withdrawn_before_training_is_not_trained_on(
+    image_folder: Path, tiny_backbone: Path, cache: Path
+) -> None:
+    made(data_of(image_folder), tiny_backbone, cache)
+    (image_folder / "dark" / "010.png").unlink()
+    assert len(made(data_of(image_folder), tiny_backbone, cache)) == 39
+    (image_folder / "dark" / "012.png").unlink()
+    assert len(made(data_of(image_folder), tiny_backbone, cache, keep=True)) == 39, "what a run was trained on stays"
+
+
 def test_without_classes_every_label_is_none(image_folder: Path, tiny_backbone: Path, cache: Path) -> None:
     latents = made(data_of(image_folder, labels=[]), tiny_backbone, cache)
     assert latents.labels.tolist() == [-1] * 40
@@ -121,8 +131,8 @@ def test_refusals_leave_no_cache(image_folder: Path, tiny_backbone: Path, cache:
 def test_a_damaged_cache_is_refused(image_folder: Path, tiny_backbone: Path, cache: Path) -> None:
     made(data_of(image_folder), tiny_backbone, cache)
     cache.write_bytes(cache.read_bytes()[:-7])
-    with pytest.raises(UserError, match=r"latents\.safetensors cannot be read: delete it"):
-        made(data_of(image_folder), tiny_backbone, cache)
+    with pytest.raises(UserError, match=r"latents\.safetensors is damaged: delete it"):
+        made(data_of(image_folder), tiny_backbone, cache, keep=True)
 
 
 def test_preprocessing_is_what_the_config_declares() -> None:

@@ -119,7 +119,7 @@ def test_the_new_file_is_on_disk_before_it_takes_the_name(tmp_path: Path, monkey
     assert calls == ["fsync", "replace", "fsync"], "content, rename, folder"
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "pickle", "no facts", "bad facts", "folder"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "no facts", "bad facts"])
 def test_what_is_no_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
     from safetensors.torch import save
 
@@ -135,12 +135,18 @@ def test_what_is_no_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
         "no facts": save({"g/x": torch.zeros(1)}),
         "bad facts": save({"g/x": torch.zeros(1)}, metadata={"facts": "{"}),
     }
-    if damage in content:
-        path.write_bytes(content[damage])
-    if damage == "folder":
-        path.mkdir()
-    with pytest.raises(UserError, match=r"c\.safetensors cannot be read: delete it to start this stage again"):
+    path.write_bytes(content[damage])
+    with pytest.raises(UserError, match=r"c\.safetensors is damaged: delete it to start this stage again"):
         load_checkpoint(path)
+    with pytest.raises(UserError, match=r"restore it from a copy \(deleting it would lose updates"):
+        load_checkpoint(path, paid_for=True)
+
+
+def test_a_checkpoint_out_of_reach_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "nowhere.safetensors")
+    with pytest.raises(IsADirectoryError):
+        load_checkpoint(tmp_path)
 
 
 # --- the optimizer ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpldm.config import RunConfig
+from dpldm.config import RunConfig, RuntimeConfig
 from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior
@@ -241,13 +241,13 @@ def test_public_steps_hold_no_private_field(bench: BenchMaker) -> None:
 
 def test_run_ends_early_when_the_reserve_is_used_up(config: RunConfig) -> None:
     plan, run = plan_of(config), Run(config)
+    next(started := finetune(config))
+    started.close()
     with open_ledger(run.ledger, "scans", (2.0, 2e-3)) as ledger:
-        ledger.register(plan)
         for _ in range(3):  # lost to crashes: one more than the reserve
             ledger.charge(plan)
     steps = list(finetune(config))
     assert [(s.number, s.attempts, s.ended_early) for s in steps] == [
-        (1, 4, False),
         (2, 5, False),
         (3, 6, False),
         (3, 6, True),
@@ -555,6 +555,15 @@ def test_a_lost_checkpoint_starts_again_and_gives_nothing_back(config: RunConfig
     ]
 
 
+def test_a_run_whose_folder_is_gone_is_not_started_anew(config: RunConfig, tmp_path: Path) -> None:
+    """With the attempts that are left it could never end; the folder is probably somewhere else."""
+    assert len(list(finetune(config))) == 4
+    elsewhere = config.model_copy(update={"runtime": RuntimeConfig(output=tmp_path / "elsewhere")})
+    with pytest.raises(UserError, match=r"holds 4 attempts of the run 'run'.*put the run's folder back"):
+        list(finetune(elsewhere))
+    assert sum(entry["event"] == "attempt" for entry in read_ledger(Run(config).ledger)) == 4
+
+
 def cut_the_ledger(run: Run) -> None:
     run.ledger.write_bytes(b"".join(run.ledger.read_bytes().splitlines(keepends=True)[:-1]))
 
@@ -668,7 +677,7 @@ def test_a_damaged_checkpoint_is_refused(config: RunConfig) -> None:
     run.close()
     path = Run(config).checkpoint
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="delete it"):
+    with pytest.raises(UserError, match="restore it from a copy"):
         list(finetune(config))
 
 
@@ -682,7 +691,7 @@ def test_a_damaged_checkpoint_is_refused(config: RunConfig) -> None:
         ({"data": {"image_size": 32}}, r"data\.image_size"),
         ({"data": {"image_size": 12}}, r"takes 13 to 16"),
         ({"privacy": {"records": None}}, r"privacy\.records"),
-        ({"privacy": {"delta": 0.5}}, r"privacy\.delta"),
+        ({"privacy": {"delta": 0.5, "cap": None}}, r"privacy\.delta"),
         ({"data": {"labels": ["dark"]}}, r"data\.labels"),
         ({"trainable": "nothing-of-the-kind"}, r"trainable"),
     ],

@@ -94,7 +94,7 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> None:
 
 
 def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
-    from dpldm.report.card import upper
+    from dpldm.report.wording import upper
     from dpldm.train.finetune import FinetuneStep, finetune
 
     def describe(step: FinetuneStep) -> tuple[int, int, str]:

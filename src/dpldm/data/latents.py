@@ -40,8 +40,14 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
     return Preprocessing(image_size=data.image_size, channels=data.channels, window=data.window, crop=data.crop)
 
 
-def private_latents(data: DataConfig, autoencoder: AutoencoderKL, backbone: str, path: Path) -> PrivateLatents:
-    """The cache at `path`, made on the first call.
+def private_latents(
+    data: DataConfig, autoencoder: AutoencoderKL, backbone: str, path: Path, *, keep: bool = False
+) -> PrivateLatents:
+    """The private images, encoded, and kept in a cache at `path`.
+
+    Args:
+        keep: a model has been trained on the cache: use it again. Otherwise it is made anew, since images may have been
+            added, withdrawn or labelled otherwise in between.
 
     Everything that must be refused because of the data is refused here, before a ledger is opened.
 
@@ -52,7 +58,7 @@ def private_latents(data: DataConfig, autoencoder: AutoencoderKL, backbone: str,
     # names its weights by sha256, so a backbone that was made again at the same place is another one.
     settings = data.model_dump_json(exclude={"test_path"}) + json.dumps(read_card(backbone), sort_keys=True)
     recipe = hashlib.sha256(settings.encode()).hexdigest()
-    if path.exists():
+    if keep and path.exists():
         groups, facts = load_checkpoint(path)
         if facts["recipe"] == recipe:
             cache = groups["latents"]

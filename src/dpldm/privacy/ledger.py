@@ -245,12 +245,16 @@ def read_ledger(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LedgerError(f"The ledger {path.name} cannot be read ({error.strerror}).") from None
+        raise LedgerError(
+            f"The ledger {path.name} cannot be read ({error.strerror}): restore it from a copy."
+        ) from None
     whole, torn = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
     if not whole:
         raise LedgerError(f"The ledger {path.name} is empty or cut in its first line: restore it from a copy.")
     if torn and not repair:
-        raise LedgerError(f"The last line of the ledger {path.name} is torn: open it with a run to repair it.")
+        raise LedgerError(
+            f"The last line of the ledger {path.name} is torn: run `dpldm finetune` again, it repairs it."
+        )
     entries: list[dict[str, Any]] = []
     for number, text in enumerate(whole.split(b"\n")[:-1]):
         try:

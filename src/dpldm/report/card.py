@@ -1,38 +1,14 @@
 """The texts that accompany a release: plain Markdown, from the privacy statement and declared constants alone."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from dpldm.config import RunConfig
+from dpldm.report.wording import guarantee_sentence, odds_sentence
 
 PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|!~"})
-
-
-def upper(epsilon: float) -> str:
-    """Epsilon rounded UP to two decimals: a shown bound must never be below the true one."""
-    return f"{math.ceil(epsilon * 100) / 100:.2f}"
-
-
-def guarantee_sentence(statement: Mapping[str, Any]) -> str:
-    """The guarantee in one sentence that defines its unit."""
-    claim = statement["guarantee"]
-    return (
-        f"({upper(claim['epsilon'])}, {claim['delta']:g})-differentially private with respect to adding or removing "
-        f"one {claim['unit']} of the training set (replacing one: epsilon {upper(claim['epsilon_replace_one'])})"
-    )
-
-
-def odds_sentence(epsilon: float) -> str:
-    """What epsilon bounds for someone who thought membership a coin flip: e^eps / (1 + e^eps)."""
-    belief = 1 / (1 + math.exp(-epsilon))
-    weak = " As a worst-case promise this is weak." if epsilon > 5 else ""
-    return (
-        "Someone who knows everything else and thought it a coin flip whether one particular image was used can "
-        f"become at most {100 * belief:.4g} % sure.{weak}"
-    )
 
 
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
@@ -54,6 +30,7 @@ This release is {guarantee_sentence(statement)}.
 | mechanism | {statement["mechanism"]} |
 | noise multiplier sigma | {plan["noise_multiplier"]} |
 | sampling probability q | {plan["expected_batch_size"]} / {plan["records"]} |
+| updates made | {statement["updates"]} of {plan["steps"]} |
 | attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
 | clip norm C, draws K | {plan["max_grad_norm"]:g}, {plan["draws_per_example"]} |
 | backbone (public) | {plain(statement["backbone"]["name"])} |

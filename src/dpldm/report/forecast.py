@@ -7,7 +7,7 @@ from rich.text import Text
 from dpldm.console import duration
 from dpldm.evaluation.evaluate import Evaluation
 from dpldm.planning import Forecast
-from dpldm.report.card import upper
+from dpldm.report.wording import upper
 
 
 def forecast_table(forecast: Forecast) -> RenderableType:

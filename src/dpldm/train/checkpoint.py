@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from dpldm.errors import UserError
@@ -44,21 +44,30 @@ def replace_file(path: Path, payload: bytes, mode: int = 0o600) -> None:
         os.close(directory)
 
 
-def load_checkpoint(path: Path) -> tuple[Groups, dict[str, Any]]:
+def load_checkpoint(path: Path, *, paid_for: bool = False) -> tuple[Groups, dict[str, Any]]:
     """What `save_checkpoint` wrote.
+
+    Args:
+        paid_for: it holds updates that cost privacy: the advice is then never to delete it.
 
     Raises:
         UserError: the file is not a checkpoint or is damaged.
     """
+    data = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            groups: Groups = {}
-            for key in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                group, name = key.split("/", 1)
-                groups.setdefault(group, {})[name] = file.get_tensor(key)
-    except Exception as error:
-        raise UserError(f"The checkpoint {path.name} cannot be read: delete it to start this stage again.") from error
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = json.loads(header["__metadata__"]["facts"])
+        groups: Groups = {}
+        for key, tensor in load(data).items():
+            group, name = key.split("/", 1)
+            groups.setdefault(group, {})[name] = tensor
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        remedy = (
+            "restore it from a copy (deleting it would lose updates that are paid for)"
+            if paid_for
+            else "delete it to start this stage again"
+        )
+        raise UserError(f"The checkpoint {path.name} is damaged: {remedy}.") from error
     return groups, facts
 
 

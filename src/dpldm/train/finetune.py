@@ -47,7 +47,8 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     check_fit(config, backbone)
     run.create()
     tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
-    latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents)
+    started = run.checkpoint.exists()
+    latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents, keep=started)
     cap, declared = ledger_cap(config), config.privacy.cap
     try:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
@@ -199,11 +200,13 @@ def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
     """Continue from the run's checkpoint, if there is one and the ledger vouches for it.
 
     Raises:
-        UserError: the checkpoint belongs to another plan, to other public weights, or to a ledger that is not this one.
+        UserError: the checkpoint belongs to another plan, to other public weights, or to a ledger that is not this one;
+            or it is gone.
     """
     if not run.checkpoint.exists():
+        require_nothing_lost(run, plan, ledger)
         return
-    groups, facts = load_checkpoint(run.checkpoint)
+    groups, facts = load_checkpoint(run.checkpoint, paid_for=True)
     if facts["plan"] != plan.digest():
         raise UserError(
             f"The run {run.config.name!r} was started under another privacy plan: give this run a new name, or "
@@ -216,6 +219,21 @@ def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
             "replaced or forked): restore the ledger from a copy."
         )
     tuner.load(groups, facts["updates"], facts["average_step"])
+
+
+def require_nothing_lost(run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
+    """Refuse to start anew when too few attempts are left for T updates: the run's folder must be somewhere.
+
+    Raises:
+        UserError: more attempts than the reserve are charged, and the run has no checkpoint.
+    """
+    charged = ledger.attempts(plan)
+    if charged > plan.reserve_steps:
+        raise UserError(
+            f"The ledger holds {charged} attempts of the run {run.config.name!r}, but {run.directory} has no "
+            "checkpoint of them: put the run's folder back, correct runtime.output, or give this run a new name and "
+            "pay for it again."
+        )
 
 
 def check_fit(config: RunConfig, backbone: Backbone) -> None:
