@@ -293,11 +293,58 @@ def test_a_file_that_cannot_be_written_ends_in_one_sentence(
 
 def test_a_defect_of_ours_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(directory: Path) -> None:
-        raise OSError(errno.EIO, "device broke")
+        raise RuntimeError("our fault")
 
     monkeypatch.setattr("dpldm.commands.verify.verify", broken)
-    with pytest.raises(OSError, match="device broke"):
+    with pytest.raises(RuntimeError, match="our fault"):
         main(["verify", str(tmp_path)])
+
+
+def test_what_a_crash_says_stays_inside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raw: dict[str, Any], capsys: Capture
+) -> None:
+    """The text of an exception may tell a shape or an amount of memory, hence the size of a private batch."""
+    config = written(tmp_path, raw)
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("you tried to allocate 12345 bytes")
+
+    monkeypatch.setattr("dpldm.train.finetune.example_losses", crash)
+    assert main(["finetune", "--config", config]) == 2
+    shown = capsys.readouterr()
+    assert "12345" not in shown.out + shown.err
+    assert "what happened is in" in shown.err
+    report = tmp_path / "runs" / "tiny" / "private" / "crash.txt"
+    assert "12345" in report.read_text()
+
+
+def test_steps_on_private_images_show_no_measured_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raw: dict[str, Any], capsys: Capture
+) -> None:
+    config = written(tmp_path, raw)
+    ticks = iter(float(2**n) for n in range(1000))
+    monkeypatch.setattr("dpldm.planning.plan", lambda config: namedtuple("Forecast", "seconds")(90.0))
+    monkeypatch.setattr("dpldm.console.time.monotonic", lambda: next(ticks))
+    assert main(["finetune", "--config", config]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"finetune 1/2  epsilon \d\.\d\d \(delta 0\.001\), about 45 s left", first)
+    assert re.fullmatch(r"finetune 2/2  epsilon \d\.\d\d \(delta 0\.001\)", last)
+    assert main(["finetune", "--config", config]) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_gets_no_complaint(tmp_path: Path) -> None:
+    code = "import sys; from dpldm.cli import main; sys.exit(main())"
+    for words in (["--help"], ["run", "--help"]):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        process.wait()
+        process.stderr.close()
 
 
 def test_an_interrupted_command_says_that_it_continues(

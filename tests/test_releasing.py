@@ -308,7 +308,9 @@ def test_without_its_ledger_a_run_is_not_released(finished_copy: RunConfig) -> N
             ledger.unlink()
         else:
             ledger.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"ledger scans\.jsonl .* restore it from a copy"):
+        with pytest.raises(
+            UserError, match=r"ledger scans\.jsonl .*([Rr]estore it from a copy|run `dpldm finetune` again)"
+        ):
             release(finished_copy)
         assert not Run(finished_copy).release.exists()
     ledger.write_bytes(whole)

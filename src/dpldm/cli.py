@@ -5,7 +5,6 @@ sentence on stderr and exit code 2.
 """
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from typing import NoReturn
 
 import dpldm
 from dpldm.errors import UserError
-
-NO_SPACE_OR_PERMISSION = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,10 @@ class OneSentenceParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[0].upper()}{message[1:]}; see `{self.prog} --help`.")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # a closed pipe is noticed here, where it can be caught
+        super().exit(status, message)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
@@ -56,6 +57,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # costs far more than it gains (ten times slower training was seen on two cores), so they soon go to sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _command(words)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"dpldm: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has enough: no complaint, and none from Python at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        # Without the file's name: it may be that of a private image.
+        cause = f"A file cannot be read or written ({error.strerror})"
+        print(f"dpldm: {cause}: make room or correct the place, then give the same command again.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndpldm: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _command(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
         print(_overview())
@@ -63,30 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"dpldm {dpldm.__version__}")
         return 0
-    try:
-        if name not in COMMANDS:
-            raise UserError(f"There is no command {name!r}: use one of {', '.join(COMMANDS)}.")
-        module = import_module(COMMANDS[name].module)
-        parser = OneSentenceParser(
-            prog=f"dpldm {name}",
-            description=f"{COMMANDS[name].summary[0].upper()}{COMMANDS[name].summary[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        return int(module.main(name, parser, words[1:]))
-    except UserError as error:
-        print(f"dpldm: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in NO_SPACE_OR_PERMISSION:
-            raise
-        # Without the file's name: it may be that of a private image.
-        cause = f"A file cannot be read or written ({error.strerror})"
-        print(f"dpldm: {cause}: make room or allow it, then give the same command again.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ndpldm: interrupted; the same command continues where it stopped.", file=sys.stderr)
-        return 130
+    if name not in COMMANDS:
+        raise UserError(f"There is no command {name!r}: use one of {', '.join(COMMANDS)}.")
+    module = import_module(COMMANDS[name].module)
+    parser = OneSentenceParser(
+        prog=f"dpldm {name}",
+        description=f"{COMMANDS[name].summary[0].upper()}{COMMANDS[name].summary[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return int(module.main(name, parser, words[1:]))
 
 
 def _overview() -> str:

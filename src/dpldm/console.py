@@ -18,26 +18,25 @@ from rich.progress import (
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 LINE_EVERY_SECONDS = 20.0
+LINES = 20
 
 Item = TypeVar("Item")
 Describe = Callable[[Item], tuple[int, int, str]]
 
 
-def follow(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item | None:
-    """Consume a generator of steps, showing `describe(step) -> (done, total, note)`; returns the last step."""
+def follow(items: Iterable[Item], title: str, describe: Describe[Item], *, timed: bool = True) -> Item | None:
+    """Consume a generator of steps, showing `describe(step) -> (done, total, note)`; returns the last step.
+
+    Args:
+        timed: show measured time. Not for steps on private images: how long a step takes follows the size of its
+            batch, so neither a duration nor the choice of the steps that are shown may depend on it.
+    """
     last: Item | None = None
     if not out.is_terminal:
-        return _follow_in_lines(items, title, describe)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=out) as progress:
+        return _follow_in_lines(items, title, describe) if timed else _follow_by_number(items, title, describe)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
+    clock = [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    with Progress(*columns, *(clock if timed else []), console=out) as progress:
         task = progress.add_task(title, total=None, note="")
         for item in items:
             last = item
@@ -63,6 +62,20 @@ def _follow_in_lines(items: Iterable[Item], title: str, describe: Describe[Item]
             rate = (done - first_done) / (now - start) if now > start else 0.0
             left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
             out.print(f"{title} {done}/{total}  {note}{left}")
+    return last
+
+
+def _follow_by_number(items: Iterable[Item], title: str, describe: Describe[Item]) -> Item | None:
+    """One line at the first step, at every twentieth part, and at the last: numbers alone decide."""
+    last: Item | None = None
+    shown = -1
+    for item in items:
+        last = item
+        done, total, note = describe(item)
+        part = done * LINES // total
+        if part != shown:
+            out.print(f"{title} {done}/{total}  {note}")
+        shown = part
     return last
 
 

@@ -3,11 +3,13 @@
 import argparse
 import json
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpldm.config import RunConfig
-from dpldm.console import follow, out
+from dpldm.console import duration, follow, out
 from dpldm.errors import UserError
 from dpldm.loading import load_config, settings
 
@@ -35,9 +37,35 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         out.print(f"Rehearsal on public images: run {config.name!r}.")
     for stage in _STAGES[name]:
         start = time.monotonic()
-        stage(config, given)
+        with _crashes_kept_inside(config):
+            stage(config, given)
         _note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
     return 0
+
+
+@contextmanager
+def _crashes_kept_inside(config: RunConfig) -> Iterator[None]:
+    """What a defect says (a shape, a size of memory) may follow private data: it is kept in private/.
+
+    Raises:
+        UserError: with a fixed text, in place of any exception that is not meant for the user.
+    """
+    from dpldm.run import Run
+
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception:
+        private = Run(config).private
+        if not private.is_dir():  # nothing was read yet
+            raise
+        report = private / "crash.txt"
+        report.write_text(traceback.format_exc(), encoding="utf-8")
+        raise UserError(
+            f"The run stopped unexpectedly; what happened is in {report} (INTERNAL). "
+            "The same command continues; with less memory, lower runtime.physical_batch_size."
+        ) from None
 
 
 def _note_duration(config: RunConfig, stage: str, seconds: float) -> None:
@@ -94,14 +122,21 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> None:
 
 
 def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
+    from dpldm.planning import plan
     from dpldm.report.wording import upper
     from dpldm.train.finetune import FinetuneStep, finetune
 
-    def describe(step: FinetuneStep) -> tuple[int, int, str]:
-        return step.number, step.steps, f"epsilon {upper(step.epsilon_spent)} (delta {config.privacy.delta:g})"
+    expected = plan(config).seconds or 0.0  # measured on random numbers, so that the time left tells nothing private
 
-    last = follow(finetune(config), "finetune", describe)
-    if last is not None and last.ended_early:
+    def describe(step: FinetuneStep) -> tuple[int, int, str]:
+        left = duration(expected * (1 - step.number / step.steps))
+        spent = f"epsilon {upper(step.epsilon_spent)} (delta {config.privacy.delta:g})"
+        return step.number, step.steps, spent + (f", about {left} left" if step.number < step.steps else "")
+
+    last = follow(finetune(config), "finetune", describe, timed=False)
+    if last is None:
+        out.print("finetune: finished before, nothing to do")
+    elif last.ended_early:
         out.print(f"The reserve of attempts is used up: the run ends after {last.number} of {last.steps} updates.")
 
 
