@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dpldm.console import out
 from dpldm.data.bundled import write_digits
+from dpldm.data.public.collection import require_place
 from dpldm.data.public.folder import make_from_folder
 from dpldm.data.public.glyphs import make_glyphs
 from dpldm.data.public.icons import make_icons
@@ -41,6 +42,7 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         private, test = write_digits(given.output)
         out.print(f"4,000 digits in {private}, 1,000 in {test}.")
         return 0
+    require_place(given.output)
     if given.kind == "glyphs":
         made = make_glyphs(
             given.fonts or None,
@@ -69,5 +71,9 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         )
     made.save(given.output)
     sheets = " and ".join(path.name for path in sorted(given.output.glob("*-sheet.png")))
-    out.print(f"{len(made):,} images in {given.output}; look at {sheets} there.")
+    dropped = made.provenance.get("dropped")
+    left_out = (
+        f" ({', '.join(f'{number:,} {reason}' for reason, number in dropped.items())} left out)" if dropped else ""
+    )
+    out.print(f"{len(made):,} images in {given.output}{left_out}; look at {sheets} there.")
     return 0

@@ -58,3 +58,16 @@ def test_the_command_writes_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["public", "folder", *words, "--licence", "CC0-1.0", "--origin", "drawn"]) == 0
     assert "40 images in" in capsys.readouterr().out
     assert len(PublicSet.load(tmp_path / "set")) == 40
+    assert main(["public", "folder", *words, "--licence", "MIT", "--origin", "drawn"]) == 0, "a set replaces a set"
+    assert PublicSet.load(tmp_path / "set").provenance["licence"] == "MIT"
+
+
+def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    before = sorted(path.name for path in folder.rglob("*"))
+    made = make_from_folder(folder, image_size=16, channels=1, **FACTS)
+    (tmp_path / "file").touch()
+    for place in (folder, folder / "dark", tmp_path / "file"):
+        with pytest.raises(UserError, match="holds something else"):
+            made.save(place)
+    assert sorted(path.name for path in folder.rglob("*")) == before

@@ -65,8 +65,13 @@ class PublicSet:
         return len(self.images)
 
     def save(self, directory: Path) -> Path:
-        """Write the four files into `directory` (made if missing, older files replaced) and return it."""
+        """Write the four files into `directory` (made if missing, an earlier set replaced) and return it.
+
+        Raises:
+            UserError: see `require_place`.
+        """
         directory = Path(directory)
+        require_place(directory)
         directory.mkdir(parents=True, exist_ok=True)
         archive = directory / "images.npz"
         _write_npz(archive, self._arrays())
@@ -105,6 +110,17 @@ class PublicSet:
     def _arrays(self) -> dict[str, NDArray[Any]]:
         columns = (self.images, self.labels, np.asarray(self.label_names), self.families, self.names)
         return dict(zip(ARRAYS, columns, strict=True))
+
+
+def require_place(directory: Path) -> None:
+    """Refuse to write a set where something else lies.
+
+    Raises:
+        UserError: `directory` is a file, or a folder that holds files but no earlier public set.
+    """
+    taken = directory.exists() and not directory.is_dir()
+    if taken or (directory.is_dir() and any(directory.iterdir()) and not (directory / "provenance.json").is_file()):
+        raise UserError(f"{directory} holds something else: choose an empty or new folder for the public set.")
 
 
 def contact_sheet(images: NDArray[np.uint8], seed: int = 0) -> Image.Image:
