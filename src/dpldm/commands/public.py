@@ -71,9 +71,7 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         )
     made.save(given.output)
     sheets = " and ".join(path.name for path in sorted(given.output.glob("*-sheet.png")))
-    dropped = made.provenance.get("dropped")
-    left_out = (
-        f" ({', '.join(f'{number:,} {reason}' for reason, number in dropped.items())} left out)" if dropped else ""
-    )
+    dropped = ", ".join(f"{number:,} {reason}" for reason, number in made.provenance.get("dropped", {}).items())
+    left_out = f" (left out: {dropped})" if dropped else ""
     out.print(f"{len(made):,} images in {given.output}{left_out}; look at {sheets} there.")
     return 0
