@@ -1,6 +1,7 @@
 """The internal look at a data set, and the configuration it starts."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,64 @@ def test_nothing_to_warn_of(tmp_path: Path) -> None:
     assert "records      10, of them 10 readable" in text
 
 
+def folder_of(root: Path, *places: str, each: int = 6) -> Path:
+    for place in places:
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for row in range(each):
+            Image.new("L", (4, 4), row + 10 * len(place)).save(root / place / f"{row}.png")
+    return root
+
+
+def split_folders(root: Path) -> Path:
+    return folder_of(root, "train", "test")
+
+
+def deeper_folders(root: Path) -> Path:
+    return folder_of(root, "site1/cat", "site1/dog", "site2/cat")
+
+
+def a_linked_class(root: Path) -> Path:
+    folder_of(root.with_name("elsewhere"), "c")
+    folder_of(root, "aa", "bbb")
+    (root / "c").symlink_to(root.with_name("elsewhere") / "c", target_is_directory=True)
+    return root
+
+
+def too_few(root: Path) -> Path:
+    return folder_of(root, "", each=5)
+
+
+def a_class_column_by_another_name(root: Path) -> Path:
+    folder_of(root, "", each=12)
+    rows = "".join(f"{row}.png,{'sick' if row % 2 else 'well'}\n" for row in range(12))
+    (root / "metadata.csv").write_text("file_name,diagnosis\n" + rows)
+    return root
+
+
+def a_blank_class(root: Path) -> Path:
+    folder_of(root, "", each=12)
+    rows = "".join(f"{row}.png,{'sick' if row % 2 else ''}\n" for row in range(12))
+    (root / "metadata.csv").write_text("file_name,label\n" + rows)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (split_folders, "names of splits"),
+        (deeper_folders, "only the first level counts"),
+        (a_linked_class, "linked folders are not entered: c"),
+        (too_few, "fewer than 10 images can be read"),
+        (a_class_column_by_another_name, "use --label-column"),
+        (a_blank_class, "some records have no class name"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_would_go_wrong_later_is_said_now(make: Callable[[Path], Path], text: str, tmp_path: Path) -> None:
+    warnings = [line for line in render(inspect_source(make(tmp_path / "set"))).splitlines() if "WARNING" in line]
+    assert sum(text in line for line in warnings) == 1, warnings
+
+
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     for row in range(30):
         (tmp_path / f"{row}.png").touch()
@@ -94,7 +153,7 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
             "labels": ["healthy", "ill"],
             "label_column": None,
             "group_column": "patient",
-            "window": [0, 65535],
+            "window": None,
             "test_path": None,
         },
         "backbone": "grey32",

@@ -368,3 +368,28 @@ def test_nothing_there_and_unknown_things(tmp_path: Path) -> None:
         open_source(tmp_path / "pipe.npz")
     with pytest.raises(UserError, match="no split 'training'"):
         open_source(tmp_path, split="training")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, separator: str) -> None:
+    """Semicolons, tabs, a byte order mark, Windows' line ends and separators, an empty last row."""
+    (tmp_path / "img").mkdir()
+    for row in range(3):
+        Image.new("L", (2, 2), row).save(tmp_path / "img" / f"{row}.png")
+    rows = [
+        ["file_name", "label"],
+        *[[f"img\\{row}.png", "a, b" if separator == ";" else "a"] for row in range(3)],
+        ["", ""],
+    ]
+    text = "\r\n".join(separator.join(row) for row in rows)
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    source = open_source(tmp_path)
+    assert source.keys == ["img/0.png", "img/1.png", "img/2.png"]
+    assert set(source.labels or ()) == {"a, b" if separator == ";" else "a"}
+    assert [source.image(row).getpixel((0, 0)) for row in range(3)] == [0, 1, 2]
+
+
+def test_a_file_with_a_backslash_in_its_name_is_that_file(tmp_path: Path) -> None:
+    Image.new("L", (2, 2), 7).save(tmp_path / "a\\0.png")
+    (tmp_path / "metadata.csv").write_text("file_name\na\\0.png\n")
+    assert open_source(tmp_path).image(0).getpixel((0, 0)) == 7

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from dpldm.data.inspect import inspect_source, render, write_config
 
@@ -17,5 +18,5 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     print(render(inspection))
     if given.write:
         write_config(inspection, given.write)
-        print(f"\nWrote {given.write}: fill in privacy.records, then  dpldm plan --config {given.write}")
+        print(f"\nWrote {given.write}: fill in privacy.records, then  dpldm plan --config {quote(str(given.write))}")
     return 0

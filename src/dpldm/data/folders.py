@@ -13,6 +13,8 @@ from dpldm.data.source import Source
 from dpldm.data.tables import find_table, read_table
 from dpldm.errors import UserError
 
+FOLDER_PER_CLASS = "folder per class"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FolderSource(Source):
@@ -45,7 +47,7 @@ def open_folder(root: Path) -> FolderSource:
     if not any(nested):
         return FolderSource(layout="flat folder", root=root, keys=keys, ignored=ignored)
     labels = [key.split("/", 1)[0] for key in keys]
-    return FolderSource(layout="folder per class", root=root, keys=keys, labels=labels, ignored=ignored)
+    return FolderSource(layout=FOLDER_PER_CLASS, root=root, keys=keys, labels=labels, ignored=ignored)
 
 
 def open_metadata_folder(
@@ -99,17 +101,24 @@ def _checked_keys(
     """The normalised file name of each row; refuses a table that leaves open which record is whose."""
     for role, column in {"image": image_column, **columns}.items():
         if column is not None and column not in table:
+            remedy = "rename" if column == image_column else f"name another {role} column, or rename"
             raise UserError(
                 f"{path} has no column {column!r} (its columns: {', '.join(map(repr, table))}): "
-                f"name another {role} column, or rename it in the table."
+                f"{remedy} it in the table."
             )
     for column in (image_column, columns["group"]):
         if column is not None and not all(table[column]):
             raise UserError(f"{path} has a row without a value in {column!r}: fill it in.")
-    keys = [posixpath.normpath(name) for name in table[image_column]]
+    keys = [posixpath.normpath(_as_posix(path.parent, name)) for name in table[image_column]]
     if len(set(keys)) < len(keys):
         raise UserError(f"{path} lists a file more than once: keep one row for each file.")
     return keys
+
+
+def _as_posix(root: Path, name: str) -> str:
+    """A name that a Windows program wrote, with the separators of this system if the file is then there."""
+    turned = name.replace("\\", "/")
+    return turned if turned != name and not (root / name).exists() and (root / turned).exists() else name
 
 
 def _first_of(table: dict[str, list[str]], names: tuple[str, ...]) -> str | None:

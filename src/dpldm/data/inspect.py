@@ -9,12 +9,15 @@ from pathlib import Path
 import yaml
 
 from dpldm.data.decode import Unreadable
+from dpldm.data.folders import FOLDER_PER_CLASS
+from dpldm.data.ingest import MIN_READABLE
 from dpldm.data.names import printable
 from dpldm.data.readers import open_source
 from dpldm.data.source import Source
 from dpldm.errors import UserError
 
 _LISTED = 10  # entries of a long list that are shown
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Inspection:
     """Sets of keys whose images are equal, pixel for pixel."""
     ignored: list[str]
     """Files that are no records."""
+    deeper_folders: bool
+    """Whether class folders hold folders of their own."""
+    linked: list[str]
+    """Linked folders, which are not entered."""
     unused_columns: list[str]
     label_column: str | None
     group_column: str | None
@@ -92,6 +99,8 @@ def inspect_source(
         unreadable=unreadable,
         duplicates=duplicates,
         ignored=source.ignored,
+        deeper_folders=source.layout == FOLDER_PER_CLASS and any(key.count("/") > 1 for key in source.keys),
+        linked=[key for key in source.ignored if (Path(path) / key).is_dir()],
         unused_columns=source.unused_columns,
         label_column=label_column,
         group_column=group_column,
@@ -176,6 +185,25 @@ def _paragraph(title: str, entries: list[str]) -> list[str]:
 
 def _warnings(found: Inspection) -> list[str]:
     warnings = []
+    if found.readable < MIN_READABLE:
+        warnings.append(
+            f"fewer than {MIN_READABLE} images can be read, so a run would refuse: check the folder. Formats such as "
+            "DICOM must be converted to PNG first."
+        )
+    if found.labels is None and found.unused_columns:
+        warnings.append("no class column was found: if one of the columns holds the class, use --label-column.")
+    if found.labels is not None and set(found.labels) <= SPLIT_NAMES:
+        warnings.append(
+            "the classes have names of splits: give the training folder alone, and the other one as data.test_path."
+        )
+    if found.deeper_folders:
+        warnings.append("folders inside the class folders were taken for no classes: only the first level counts.")
+    if found.labels is not None and not all(label.strip() for label in found.labels):
+        warnings.append("some records have no class name: fill it in, or take them out.")
+    if found.linked:
+        warnings.append(f"linked folders are not entered: {_listing([printable(key) for key in found.linked])}.")
+    if found.captions:
+        warnings.append("captions are read but not used: models are conditioned on classes or on nothing.")
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
             "several images share a group: with one record per image, the guarantee would be per image, not per person."
@@ -205,7 +233,6 @@ def write_config(inspection: Inspection, path: Path) -> None:
         labels=_yaml(list(inspection.labels or ())),
         label_column=_yaml(inspection.label_column),
         group_column=_yaml(inspection.group_column),
-        window="[0, 65535]" if inspection.bit_depth == 16 else "",
         dataset_id=_yaml(_dataset_id(inspection.path.resolve().name.split(".")[0])),
     )
     try:
@@ -244,7 +271,7 @@ data:
   label_column: {label_column}        # column of the metadata table with the class
   group_column: {group_column}        # column that names the person; inspected, not yet a unit of privacy
   # For 16-bit images: [low, high] shown as black and white. Take it from the instrument, not from the images.
-  window: {window}
+  window:
   test_path:           # held-out private images, for internal evaluation only
 
 backbone: grey32

@@ -35,17 +35,27 @@ def read_table(path: Path) -> dict[str, list[str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".csv":
-                reader = csv.DictReader(file, restkey="")
+                delimiter = _delimiter(file.readline())
+                file.seek(0)
+                reader = csv.DictReader(file, restkey="", delimiter=delimiter)
                 return _columns(path, reader, reader.fieldnames or ())
             return _columns(path, (_json_object(path, line) for line in file if line.strip()))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         kind = path.suffix.lstrip(".").upper()
-        raise UserError(f"{path} cannot be read as {kind} in UTF-8 ({type(error).__name__}).") from None
+        raise UserError(
+            f"{path} cannot be read as {kind} in UTF-8 ({type(error).__name__}): save it again as {kind} in UTF-8 "
+            "(spreadsheet programs have a choice of that name)."
+        ) from None
+
+
+def _delimiter(header: str) -> str:
+    """The separator of a table's first line: a comma, or what spreadsheet programs of some countries write instead."""
+    return max(",;\t", key=header.count)  # the first one if none occurs
 
 
 def _columns(path: Path, rows: Iterable[Mapping[str, object]], header: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Rows turned into columns; a column without a name (an index that a program wrote) is dropped."""
-    rows = list(rows)
+    """Rows turned into columns. A column without a name (an index that a program wrote) and empty rows are dropped."""
+    rows = [row for row in rows if any(value not in (None, "") for value in row.values())]
     names = dict.fromkeys([*header, *(name for row in rows for name in row)])
     names.pop("", None)
     return {name: [_text(path, name, row.get(name)) for row in rows] for name in names}
@@ -74,5 +84,5 @@ def _parquet_rows(path: Path) -> list[dict[str, object]]:
         table = pyarrow.parquet.read_table(path)
         rows: list[dict[str, object]] = table.to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as parquet ({type(error).__name__}).") from None
+        raise UserError(f"{path} cannot be read as parquet ({type(error).__name__}): write it again.") from None
     return rows
