@@ -326,7 +326,8 @@ def test_steps_on_private_images_show_no_measured_time(
     monkeypatch.setattr("dpldm.planning.plan", lambda config: namedtuple("Forecast", "seconds")(90.0))
     monkeypatch.setattr("dpldm.console.time.monotonic", lambda: next(ticks))
     assert main(["finetune", "--config", config]) == 0
-    first, last = capsys.readouterr().out.splitlines()
+    first, last, stated = capsys.readouterr().out.splitlines()
+    assert stated == "finetune: done; the release states epsilon 0.50, which pays for the reserve too"
     assert re.fullmatch(r"finetune 1/2  epsilon \d\.\d\d \(delta 0\.001\), about 45 s left", first)
     assert re.fullmatch(r"finetune 2/2  epsilon \d\.\d\d \(delta 0\.001\)", last)
     assert main(["finetune", "--config", config]) == 0

@@ -16,6 +16,7 @@ from dpldm.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_CONFIG_BYTES = 1_000_000
+KEY_TWICE = "a key stands twice"
 
 
 def load_config(model: type[Model], path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Model:
@@ -59,7 +60,10 @@ def _read(path: Path) -> dict[str, Any]:
             content = file.read(MAX_CONFIG_BYTES + 1)
         text = content.decode("utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"The config {path} cannot be read: check the path given with --config.") from error
+        remedy = (
+            "save it as UTF-8 text" if isinstance(error, UnicodeDecodeError) else "check the path given with --config"
+        )
+        raise UserError(f"The config {path} cannot be read: {remedy}.") from error
     if len(content) > MAX_CONFIG_BYTES:
         raise UserError(f"The config {path} is larger than 1 MB: check the path given with --config.")
     try:
@@ -67,7 +71,9 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
-        raise UserError(f"The config {path} is not valid YAML{line}: correct its indentation or quoting.") from None
+        twice = getattr(error, "problem", None) == KEY_TWICE
+        remedy = "a key stands twice in a section, keep one" if twice else "correct its indentation or quoting"
+        raise UserError(f"The config {path} is not valid YAML{line}: {remedy}.") from None
     if not isinstance(raw, dict):
         raise UserError(f"The config {path} must hold sections such as `data:` and `privacy:`.")
     return {key: value for key, value in raw.items() if value is not None}  # `sampling:` with all lines commented out
@@ -98,7 +104,7 @@ class _PlainLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, KEY_TWICE, node.start_mark)
         return mapping
 
 

@@ -53,8 +53,8 @@ def _backbone(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("samples.png"), help="picture to draw (samples.png)")
     given = parser.parse_args(words)
     if given.action == "list" or given.name is None:
-        for known in bundled_backbones():
-            out.print(known)
+        known = bundled_backbones()
+        out.print("\n".join(known) if known else "No backbone is bundled: make one with `dpldm pretrain`.")
         return 0
     if given.action == "draw":
         _draw(given.name, given.output)

@@ -124,6 +124,7 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> None:
 def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
     from dpldm.planning import plan
     from dpldm.report.wording import upper
+    from dpldm.run import plan_of
     from dpldm.train.finetune import FinetuneStep, finetune
 
     expected = plan(config).seconds or 0.0  # measured on random numbers, so that the time left tells nothing private
@@ -136,6 +137,9 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
     last = follow(finetune(config), "finetune", describe, timed=False)
     if last is None:
         out.print("finetune: finished before, nothing to do")
+    elif last.number == last.steps:
+        stated = upper(plan_of(config).epsilon_after(plan_of(config).attempts))
+        out.print(f"finetune: done; the release states epsilon {stated}, which pays for the reserve too")
     elif last.ended_early:
         out.print(f"The reserve of attempts is used up: the run ends after {last.number} of {last.steps} updates.")
 
