@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: quickstart test test-slow lint types clean
+.PHONY: quickstart test test-slow mutants lint types clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ test: $(VENV)/.dev lint types  ## under 15 minutes
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(VENV)/.dev  ## our own code broken on purpose, a defect at a time: every one must be noticed
+	$(BIN)/python tools/mutants.py
 
 clean:
 	rm -rf $(VENV) build dist

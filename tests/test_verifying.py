@@ -116,7 +116,7 @@ EDITS: dict[str, tuple[Callable[[Statement], Any], set[str]]] = {
     "a forged plan with fewer records": (forged_rate, {"epsilon", "epsilon, replace one", "ledger"}),
     "a delta that allows publishing a record": (forged_delta, {"plan"}),
     "a reserve that takes the steps away": (forged_reserve, {"plan"}),
-    "a unit that nothing here can give": (forged_unit, {"unit and adjacency", "cards"}),
+    "a unit that nothing here can give": (forged_unit, {"plan"}),
     "something private beside the claims": (lambda s: s["guarantee"].update(train_loss=0.1), {"statement"}),
     "something private in a section of its own": (lambda s: s.update(exact_records=41), {"statement"}),
     "no word on software": (lambda s: s.pop("software"), {"statement"}),

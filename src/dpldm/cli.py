@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
     "release": Command("dpldm.commands.run", "collect what may leave, with its privacy statement"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
+    "ledger": Command("dpldm.commands.ledger", "show or verify the record of what was spent on a data set"),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
     "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, show one, or draw from it"),
     "public": Command("dpldm.commands.public", "make public image sets: glyphs, icons, a folder, digits"),

@@ -121,7 +121,7 @@ class DataConfig(Section):
     label_column: str | None = None
     """Column of the metadata table that holds the class; found by name when left out."""
     group_column: str | None = None
-    """Column that names the person or patient of each image; only inspected so far."""
+    """Column that names the person or patient of each image, for privacy.unit: group. Blank: a group of its own."""
     window: tuple[int, int] | None = None
     """Values of 16-bit images that become black and white."""
     crop: Literal["center", "none"] = "center"
@@ -153,9 +153,13 @@ class PrivacyConfig(Section):
 
     dataset_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the private data set in the ledger. One set, one name, for ever, also when images are added."""
+    unit: Literal["image", "group"] = "image"
+    """Whom the promise protects: one image, or all images of one group (person, patient; see data.group_column)."""
+    max_images_per_group: Count = 1
+    """m: a group keeps at most so many images, chosen by a rule that sees that group alone. For unit: group."""
     records: int | None = None
-    """Public size of the data set: number of images, rounded DOWN by you. It must be declared because the exact
-    count is itself private."""
+    """Public size of the data set: number of images (of groups, for unit: group), rounded DOWN by you. It must be
+    declared because the exact count is itself private."""
     epsilon: float = 10.0
     """Budget of the run (add or remove one image): 1 is strong, 10 is weak."""
     delta: float = 1e-5
@@ -172,6 +176,13 @@ class PrivacyConfig(Section):
     draws_per_example: Count = 1
     """K: noise and timestep draws per example and step, averaged before clipping: K times the work, no privacy
     cost."""
+    max_batch_size: Count | None = None
+    """Largest batch: a larger Poisson draw is cut to it, which bounds time and memory and is accounted for. Needs
+    most_records."""
+    most_records: Count | None = None
+    """Public upper bound of the number of images, only for max_batch_size. A larger data set is refused."""
+    clipping: Literal["flat", "automatic"] = "flat"
+    """flat: gradients longer than C are cut to C. automatic: all are scaled to almost C (AUTO-S). The same noise."""
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""
@@ -187,6 +198,12 @@ class PrivacyConfig(Section):
         if ledger is not None and not ledger.is_absolute():
             raise ValueError("give a path from the root, so that it is the same ledger from every folder")
         return ledger
+
+    @model_validator(mode="after")
+    def _images_belong_to_groups(self) -> Self:
+        if self.unit == "image" and self.max_images_per_group > 1:
+            raise ValueError("privacy.max_images_per_group is for privacy.unit: group: set that, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _cap_holds_this_run(self) -> Self:
@@ -272,6 +289,12 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _groups_have_a_column(self) -> Self:
+        if self.privacy.unit == "group" and self.data.group_column is None:
+            raise ValueError("privacy.unit: group needs data.group_column, which names the person of each image")
+        return self
 
     @model_validator(mode="after")
     def _one_count_per_class(self) -> Self:

@@ -86,7 +86,8 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
         bytes_saved += tensor.numel() * tensor.element_size()
         return tensor
 
-    with ClippedSum(tuner.network, tuner.trainable, constants.max_grad_norm, constants.draws_per_example) as clipped:
+    clipping = (constants.max_grad_norm, constants.draws_per_example, constants.clipping)
+    with ClippedSum(tuner.network, tuner.trainable, *clipping) as clipped:
 
         def step() -> None:
             timesteps = int(backbone.scheduler.config.num_train_timesteps)
@@ -102,10 +103,10 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
 
 def _warnings(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> list[str]:
     found = []
-    if config.data.group_column:
+    if config.data.group_column and constants.unit == "image":
         found.append(
-            "The guarantee is per image: data.group_column is only inspected so far. A person with several images is "
-            "protected much less than epsilon says."
+            "The guarantee is per image: a person with several images is protected much less than epsilon says. "
+            "Set privacy.unit: group to protect all images of a group together."
         )
     if noise_to_signal > HARD_TO_LEARN:
         found.append(

@@ -73,6 +73,8 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
             "privacy": config.privacy.model_copy(
                 update={
                     "dataset_id": f"rehearsal-{config.name}"[:64],
+                    "unit": "image",  # a stand-in has no groups; the noise is that of as many units
+                    "max_images_per_group": 1,
                     "ledger": (directory / "ledger.jsonl").absolute(),
                     "cap": None,
                     "public_benchmark": True,

@@ -196,6 +196,11 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
             reserve_steps=privacy.reserve_steps,
             max_grad_norm=privacy.max_grad_norm,
             draws_per_example=privacy.draws_per_example,
+            max_batch_size=privacy.max_batch_size,
+            most_records=privacy.most_records,
+            clipping=privacy.clipping,
+            unit=privacy.unit,
+            images_per_unit=privacy.max_images_per_group,
             public_benchmark=privacy.public_benchmark,
         )
     except ValueError as error:

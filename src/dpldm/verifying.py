@@ -97,8 +97,8 @@ def _epsilon(name: str, claimed: float, plan: PrivacyPlan, adjacency: Adjacency)
 
 
 def _same_unit(claimed: dict[str, Any], plan: PrivacyPlan) -> bool:
-    """The one unit and the one adjacency that this format knows."""
-    return bool(claimed["unit"] == plan.unit == "image" and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
+    """The plan's unit, which is one that this format knows, and the one adjacency."""
+    return bool(claimed["unit"] == plan.unit and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
 
 
 def _is_closed(statement: dict[str, Any]) -> bool:

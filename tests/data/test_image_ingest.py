@@ -294,3 +294,54 @@ def test_fingerprint_of_arrays_sees_shape_and_values(tmp_path: Path) -> None:
     ]
     assert len(set(prints)) == 4
     assert fingerprint(GOOD) == prints[0]
+
+
+# --- units of privacy ---------------------------------------------------------------------------------------------
+
+
+def visits(root: Path, people: dict[str, list[str]]) -> Path:
+    """A folder whose table names the person of every file; a blank name where there is none."""
+    rows = ["file_name,patient"]
+    for person, names in people.items():
+        for name in names:
+            root.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), len(rows)).save(root / name)
+            rows.append(f"{name},{person.strip()}")
+    (root / "metadata.csv").write_text("\n".join(rows))
+    return root
+
+
+PEOPLE = {
+    "ann": [f"a{k}.png" for k in range(5)],
+    "bob": ["b0.png"],
+    "cy": [f"c{k}.png" for k in range(3)],
+    " ": ["x0.png", "x1.png", "x2.png"],
+}
+
+
+def units_of(root: Path, images_per_group: int | None) -> dict[str, int]:
+    source = open_source(root, group_column="patient")
+    return dict(zip(source.keys, ingest(source, GREY8, None, images_per_group).units.tolist(), strict=True))
+
+
+def test_groups_are_units_and_keep_so_many_images(tmp_path: Path) -> None:
+    units = units_of(visits(tmp_path / "set", PEOPLE), 2)
+    kept = {unit: [key for key in units if units[key] == unit] for unit in sorted(set(units.values())) if unit >= 0}
+    assert list(kept) == list(range(6)), "three people, three images of nobody"
+    sizes = sorted((len(keys), keys[0][0]) for keys in kept.values())
+    assert sizes == [(1, "b"), (1, "x"), (1, "x"), (1, "x"), (2, "a"), (2, "c")]
+    assert all(len({key[0] for key in keys}) == 1 for keys in kept.values()), "no unit holds two people"
+
+
+def test_what_a_group_keeps_does_not_depend_on_other_groups(tmp_path: Path) -> None:
+    def kept_of_ann(people: dict[str, list[str]], name: str) -> set[str]:
+        units = units_of(visits(tmp_path / name, people), 2)
+        return {key for key, unit in units.items() if unit >= 0 and key.startswith("a")}
+
+    alone = {"ann": PEOPLE["ann"], "dan": [f"d{k}.png" for k in range(9)]}
+    assert kept_of_ann(PEOPLE, "all") == kept_of_ann(alone, "other")
+
+
+def test_without_groups_every_record_is_a_unit(tmp_path: Path) -> None:
+    units = units_of(visits(tmp_path / "set", PEOPLE), None)
+    assert list(units.values()) == list(range(12))

@@ -4,6 +4,7 @@ import json
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from dpldm.config import DataConfig
 from dpldm.data import latents as module
 from dpldm.data.latents import PrivateLatents, preprocessing_of, private_latents
 from dpldm.errors import UserError
-from dpldm.models.autoencoder import build_autoencoder, encode
+from dpldm.models.autoencoder import Posterior, build_autoencoder, encode
 from dpldm.models.backbone import Backbone, load_backbone
+from tiny_runs import write_images
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def data_of(folder: Path, **more: object) -> DataConfig:
     return DataConfig.model_validate({"path": folder, "image_size": 16, "labels": ["dark", "light"]} | more)
 
 
-def made(data: DataConfig, backbone: Path | str, cache: Path, *, keep: bool = False) -> PrivateLatents:
-    return private_latents(data, load_backbone(str(backbone)).autoencoder, str(backbone), cache, keep=keep)
+def made(data: DataConfig, backbone: Path | str, cache: Path, **more: Any) -> PrivateLatents:
+    return private_latents(data, load_backbone(str(backbone)).autoencoder, str(backbone), cache, **more)
 
 
 def same(a: PrivateLatents, b: PrivateLatents) -> bool:
@@ -42,7 +44,7 @@ def test_every_record_is_the_encoding_of_its_image(image_folder: Path, tiny_back
     latents = made(data_of(image_folder), tiny_backbone, cache)
     autoencoder = load_backbone(str(tiny_backbone)).autoencoder
     paths = sorted(image_folder.rglob("*.png"), key=lambda path: path.relative_to(image_folder).as_posix())
-    assert len(latents) == len(paths) == 40
+    assert latents.units == len(paths) == 40
     assert latents.labels.tolist() == [("dark", "light").index(path.parent.name) for path in paths]
     assert latents.usable.all()
     for row, path in enumerate(paths):
@@ -96,7 +98,7 @@ def test_null_records_keep_their_place(image_folder: Path, tiny_backbone: Path, 
     (image_folder / "dark" / "010.png").write_bytes(b"")
     (image_folder / "light" / "003.png").write_bytes(b"no image")
     holed = made(data_of(image_folder), tiny_backbone, cache)
-    assert len(holed) == 40
+    assert holed.units == 40
     assert torch.nonzero(~holed.usable).flatten().tolist() == [5, 21]
     assert torch.equal(holed.labels, whole.labels)
     assert torch.equal(holed.posterior.mean[holed.usable], whole.posterior.mean[holed.usable])
@@ -111,9 +113,9 @@ def test_what_is_withdrawn_before_training_is_not_trained_on(
 ) -> None:
     made(data_of(image_folder), tiny_backbone, cache)
     (image_folder / "dark" / "010.png").unlink()
-    assert len(made(data_of(image_folder), tiny_backbone, cache)) == 39
+    assert made(data_of(image_folder), tiny_backbone, cache).units == 39
     (image_folder / "dark" / "012.png").unlink()
-    assert len(made(data_of(image_folder), tiny_backbone, cache, keep=True)) == 39, "what a run was trained on stays"
+    assert made(data_of(image_folder), tiny_backbone, cache, keep=True).units == 39, "what a run was trained on stays"
 
 
 def test_without_classes_every_label_is_none(image_folder: Path, tiny_backbone: Path, cache: Path) -> None:
@@ -139,3 +141,31 @@ def test_preprocessing_is_what_the_config_declares() -> None:
     data = data_of(Path("x"), channels=3, window=[10, 90], crop="none")
     declared = preprocessing_of(data)
     assert (declared.image_size, declared.channels, declared.window, declared.crop) == (16, 3, (10, 90), "none")
+
+
+def test_units_and_their_records() -> None:
+    """Groups of 3, 1 and 2 of six records, one of them null, one not kept."""
+    members = module._members(np.array([1, 0, 0, -1, 2, 2, 0]))
+    assert members.tolist() == [[1, 2, 6], [0, -1, -1], [4, 5, -1]]
+    usable = torch.tensor([True, True, False, True, True, True, True])
+    empty = torch.zeros(7, 1, 1, 1)
+    latents = PrivateLatents(Posterior(empty, empty), torch.zeros(7, dtype=torch.int64), usable, members)
+    assert latents.units == 3
+    records, weights = latents.records_of(torch.tensor([2, 0]))
+    assert records.tolist() == [[4, 5, 4], [1, 2, 6]]
+    assert torch.allclose(weights, torch.tensor([[0.5, 0.5, 0.0], [1 / 3, 0.0, 1 / 3]]))
+    records, weights = latents.records_of(torch.tensor([1]))
+    assert (records.tolist(), weights.tolist()) == ([[0]], [[1.0]]), "as wide as the largest unit of the pass"
+
+
+def test_groups_are_cached_with_the_latents(tmp_path: Path, tiny_backbone: Path, cache: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    rows = [f"{path},{path.split('/')[0]},person {index % 7}" for index, path in enumerate(paths)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,patient", *rows]))
+    data = data_of(folder, group_column="patient")
+    first = made(data, tiny_backbone, cache, images_per_group=4)
+    again = made(data, tiny_backbone, cache, images_per_group=4, keep=True)
+    assert first.units == again.units == 7
+    assert torch.equal(first.members, again.members)
+    assert first.members.shape == (7, 4)

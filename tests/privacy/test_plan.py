@@ -55,6 +55,11 @@ def asked(**changes: Any) -> dict[str, Any]:
         ({"max_grad_norm": float("inf")}, "max_grad_norm"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm"),
         ({"draws_per_example": 0}, "draws_per_example"),
+        ({"clipping": "per layer"}, "clipping"),
+        ({"max_batch_size": 200}, "belong together"),
+        ({"most_records": 2000}, "belong together"),
+        ({"max_batch_size": 99, "most_records": 2000}, "max_batch_size"),
+        ({"max_batch_size": 200, "most_records": 999}, "most_records"),
     ],
 )
 def test_constants_out_of_range_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
@@ -101,6 +106,13 @@ def test_digest_covers_every_constant(field: str) -> None:
         others: list[Any] = [value * (1 + 1e-15), value / 2]
     else:
         others = [not value] if isinstance(value, bool) else [value + ("x" if isinstance(value, str) else 1)]
+    if field == "clipping":
+        others = ["automatic"]
+    if field in ("max_batch_size", "most_records"):
+        with_cap = {"max_batch_size": 200, "most_records": 2000}
+        digests = {replace(PLAN, **with_cap | change).digest() for change in ({}, {field: with_cap[field] + 1})}
+        assert len({PLAN.digest(), *digests}) == 3
+        return
     for other in others:
         assert other != value
         assert replace(PLAN, **{field: other}).digest() != PLAN.digest()

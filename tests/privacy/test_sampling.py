@@ -143,3 +143,27 @@ def test_random_words_use_all_64_bits() -> None:
     words = random_words(200_000, SystemEntropy()).numpy().view(np.uint64)
     ones = np.array([np.count_nonzero(words & np.uint64(1 << bit)) for bit in range(64)])
     assert_chi_square(float(np.square((ones - 100_000) / np.sqrt(50_000)).sum()), 64)
+
+
+# --- a largest batch ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 200), st.floats(0, 1), st.integers(1, 60), st.integers(0, 2**32))
+def test_a_cut_batch_is_part_of_the_draw_and_never_larger(units: int, q: float, largest: int, seed: int) -> None:
+    whole = poisson_batch(units, q, SeededEntropy(seed)).tolist()
+    cut = poisson_batch(units, q, SeededEntropy(seed), largest).tolist()
+    assert len(cut) == min(len(whole), largest)
+    assert cut == sorted(set(cut))
+    assert set(cut) <= set(whole)
+
+
+def test_every_part_is_equally_likely() -> None:
+    """All 10 pairs of 5 units, chi-square; q = 1, so that every draw is cut."""
+    entropy, draws = SystemEntropy(), 20_000
+    pairs: dict[tuple[int, ...], int] = {}
+    for _ in range(draws):
+        pair = tuple(poisson_batch(5, 1.0, entropy, 2).tolist())
+        pairs[pair] = pairs.get(pair, 0) + 1
+    assert len(pairs) == 10
+    assert_chi_square(sum((count - draws / 10) ** 2 / (draws / 10) for count in pairs.values()), 9)

@@ -326,6 +326,53 @@ def test_one_record_more_changes_no_sum_by_more_than_C(
     assert float(tape.per_step(parameters).norm(dim=1).max()) > 2 * plan.max_grad_norm
 
 
+def grouped(latents: PrivateLatents, *sizes: int) -> PrivateLatents:
+    """The same records in groups of these sizes, one after the other."""
+    members, start = torch.full((len(sizes), max(sizes)), -1), 0
+    for row, size in enumerate(sizes):
+        members[row, :size] = torch.arange(start, start + size)
+        start += size
+    return replace(latents, members=members)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_one_group_more_changes_no_sum_by_more_than_C(
+    bench: BenchMaker, monkeypatch: pytest.MonkeyPatch, size: int, draws: int
+) -> None:
+    """As for records: a whole group is one clipped gradient, however the batch is cut."""
+    plan = replace(EVERYONE, unit="group", images_per_unit=5, draws_per_example=draws)
+    records = made_up(8 + size)
+    without = grouped(records, 1, 5, 2)
+    within = grouped(records, 1, 5, 2, size)
+    original, neighbour = (
+        bench(plan, trainable="attention", runtime={"physical_batch_size": physical}) for physical in (128, 6)
+    )
+    tape = taped(monkeypatch, original, without)
+    replay = taped(monkeypatch, neighbour, within, earlier=tape)
+    parameters = len(original.tuner.trainable)
+    distance = (replay.per_step(parameters) - tape.per_step(parameters)).norm(dim=1) / plan.max_grad_norm
+    assert float(distance.max()) <= 1 + 1e-4
+    assert float(distance.min()) > 0.9, "the group is in every batch and its gradient exceeds C"
+
+
+def test_a_groups_gradient_is_the_mean_over_its_images(bench: BenchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of three against the mean of its records' own gradients, clipped once; null images count as zero."""
+    plan = replace(EVERYONE, unit="group", images_per_unit=3, max_grad_norm=1e3)  # nothing is cut at this C
+    single = replace(EVERYONE, max_grad_norm=1e3)
+    records = made_up(3)
+    records.usable[1] = False
+    group = bench(plan)
+    tape = taped(monkeypatch, group, grouped(records, 3))
+    parameters = len(group.tuner.trainable)
+    alone = torch.zeros_like(tape.per_step(parameters)[0])
+    for row in (0, 2):
+        one = bench(single)
+        kept = replace(records, members=torch.tensor([[row]]))
+        alone += taped(monkeypatch, one, kept).per_step(parameters)[0]
+    assert torch.allclose(tape.per_step(parameters)[0], alone / 3, rtol=1e-4, atol=1e-7)
+
+
 def few_of(latents: PrivateLatents) -> tuple[Tensor, Tensor]:
     return latents.labels[:1], latents.usable[:1]
 

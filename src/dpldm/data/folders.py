@@ -64,7 +64,7 @@ def open_metadata_folder(
     `text`. Rows are joined to files by name. A row whose file is missing stays, as an unreadable record.
 
     Raises:
-        UserError: a named column is missing, a file is listed twice, or a row has no file or group.
+        UserError: a named column is missing, a file is listed twice, or a row has no file.
     """
     table_path = find_table(root)
     if table_path is None:
@@ -106,9 +106,8 @@ def _checked_keys(
                 f"{path} has no column {column!r} (its columns: {', '.join(map(repr, table))}): "
                 f"{remedy} it in the table."
             )
-    for column in (image_column, columns["group"]):
-        if column is not None and not all(table[column]):
-            raise UserError(f"{path} has a row without a value in {column!r}: fill it in.")
+    if not all(table[image_column]):
+        raise UserError(f"{path} has a row without a value in {image_column!r}: fill it in.")
     keys = [posixpath.normpath(_as_posix(path.parent, name)) for name in table[image_column]]
     if len(set(keys)) < len(keys):
         raise UserError(f"{path} lists a file more than once: keep one row for each file.")

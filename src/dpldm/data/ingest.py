@@ -35,15 +35,21 @@ class Ingested:
     """(N,) index in the declared list of labels; -1 everywhere when unconditional."""
     null: NDArray[np.bool_]
     """(N,) True where the record could not be read."""
+    units: NDArray[np.int64]
+    """(N,) which unit of privacy each record belongs to, numbered from 0 without gaps; -1: not kept."""
     problems: list[tuple[str, str]]
     """(key, reason) of each null record, printable. INTERNAL: for the private log only."""
 
 
-def ingest(source: Source, preprocessing: Preprocessing, labels: Sequence[str] | None) -> Ingested:
+def ingest(
+    source: Source, preprocessing: Preprocessing, labels: Sequence[str] | None, images_per_group: int | None = None
+) -> Ingested:
     """Decodes and preprocesses every record.
 
     Args:
         labels: the declared class names; None or empty trains without classes.
+        images_per_group: None: every record is a unit of its own. Otherwise the groups of the source are the units, and
+            each keeps at most so many records.
 
     Raises:
         UserError: a label of the source is not declared, labels are declared but the source has none, or
@@ -60,7 +66,8 @@ def ingest(source: Source, preprocessing: Preprocessing, labels: Sequence[str] |
     null = np.zeros(len(source), dtype=np.bool_)
     null[list(problems)] = True
     named = [(printable(source.keys[index]), reason) for index, reason in sorted(problems.items())]
-    return Ingested(pixels=pixels, labels=label_index, null=null, problems=named)
+    units = _units(source, images_per_group)
+    return Ingested(pixels=pixels, labels=label_index, null=null, units=units, problems=named)
 
 
 def keyed_fingerprint(source: Source, secret: bytes) -> str:
@@ -99,6 +106,32 @@ def _label_index(source: Source, labels: Sequence[str] | None) -> NDArray[np.int
             "see the labels with dpldm inspect, then declare every one or take its records out."
         )
     return np.array([declared[label] for label in source.labels], dtype=np.int64)
+
+
+def _units(source: Source, images_per_group: int | None) -> NDArray[np.int64]:
+    """See `Ingested.units`. What a group keeps is decided by hashes of its own records' names alone.
+
+    A record without a group is a group of its own.
+    """
+    if images_per_group is None or source.groups is None:
+        return np.arange(len(source), dtype=np.int64)
+    numbers: dict[str, int] = {}
+    members: list[list[int]] = []
+    for record, group in enumerate(source.groups):
+        if not group or group not in numbers:
+            if group:
+                numbers[group] = len(members)
+            members.append([])
+        members[numbers[group] if group else -1].append(record)
+    units = np.full(len(source), -1, dtype=np.int64)
+    for number, records in enumerate(members):
+        chosen = sorted(records, key=lambda record: _hash_of_name(source.keys[record]))[:images_per_group]
+        units[chosen] = number
+    return units
+
+
+def _hash_of_name(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 _Result = tuple[NDArray[np.uint8], dict[int, str]]

@@ -206,7 +206,8 @@ def _warnings(found: Inspection) -> list[str]:
         warnings.append("captions are read but not used: models are conditioned on classes or on nothing.")
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
-            "several images share a group: with one record per image, the guarantee would be per image, not per person."
+            "several images share a group: set privacy.unit: group and privacy.max_images_per_group, or the guarantee "
+            "is per image, not per person."
         )
     elif found.unused_columns and found.group_column is None:
         warnings.append(
@@ -269,7 +270,7 @@ data:
   # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
   labels: {labels}
   label_column: {label_column}        # column of the metadata table with the class
-  group_column: {group_column}        # column that names the person; inspected, not yet a unit of privacy
+  group_column: {group_column}        # column that names the person, for privacy.unit: group
   # For 16-bit images: [low, high] shown as black and white. Take it from the instrument, not from the images.
   window:
   test_path:           # held-out private images, for internal evaluation only

@@ -10,8 +10,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpldm.config import DataConfig
@@ -25,14 +27,35 @@ from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
 @dataclass(frozen=True)
 class PrivateLatents:
-    """Encoded private records. PRIVATE, including how many there are."""
+    """Encoded private records. PRIVATE, including how many there are.
+
+    A *unit* is what the guarantee protects: one record, or the kept records of one group.
+    """
 
     posterior: Posterior  # mean and log-variance, each (N, c, h, w)
     labels: Tensor  # (N,) int64, index in data.labels, -1 if unconditional
     usable: Tensor  # (N,) bool, False for null records
+    members: Tensor | None = None  # (U, m) int64, the records of each unit, then -1; None: every record is a unit
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def units(self) -> int:
+        """Number of units, null ones included."""
+        return len(self.labels if self.members is None else self.members)
+
+    def records_of(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """(records, weights), each (B, w), of units (B,): w is the size of the largest of them.
+
+        A unit's gradient is the mean over its records, so weights are 1 / size; they are 0 for null records and for
+        places that a smaller unit leaves empty (which repeat its first record).
+        """
+        if self.members is None:
+            return units[:, None], self.usable[units, None].float()
+        table = self.members[units]
+        present = table >= 0
+        width = int(present.sum(1).max()) if len(units) else 1
+        table, present = table[:, :width], present[:, :width]
+        records = torch.where(present, table, table[:, :1])
+        return records, (present & self.usable[records]).float() / present.sum(1, keepdim=True)
 
 
 def preprocessing_of(data: DataConfig) -> Preprocessing:
@@ -41,11 +64,18 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
 
 
 def private_latents(
-    data: DataConfig, autoencoder: AutoencoderKL, backbone: str, path: Path, *, keep: bool = False
+    data: DataConfig,
+    autoencoder: AutoencoderKL,
+    backbone: str,
+    path: Path,
+    *,
+    images_per_group: int | None = None,
+    keep: bool = False,
 ) -> PrivateLatents:
     """The private images, encoded, and kept in a cache at `path`.
 
     Args:
+        images_per_group: None, or the number of images that a unit keeps (see `ingest`).
         keep: a model has been trained on the cache: use it again. Otherwise it is made anew, since images may have been
             added, withdrawn or labelled otherwise in between.
 
@@ -63,20 +93,33 @@ def private_latents(
         if facts["recipe"] == recipe:
             cache = groups["latents"]
             posterior = Posterior(cache["mean"], cache["log_variance"])
-            return PrivateLatents(posterior, cache["labels"], cache["usable"].bool())
+            return PrivateLatents(posterior, cache["labels"], cache["usable"].bool(), cache.get("members"))
     source = open_source(data.path, label_column=data.label_column, group_column=data.group_column)
-    records = ingest(source, preprocessing_of(data), data.labels)
+    records = ingest(source, preprocessing_of(data), data.labels, images_per_group)
     _log_problems(path.parent / "unreadable.jsonl", records.problems)
     posterior = encode(autoencoder, records.pixels)
-    latents = PrivateLatents(posterior, torch.from_numpy(records.labels), torch.from_numpy(~records.null))
+    members = None if images_per_group is None else _members(records.units)
+    latents = PrivateLatents(posterior, torch.from_numpy(records.labels), torch.from_numpy(~records.null), members)
     cache = {
         "mean": posterior.mean,
         "log_variance": posterior.log_variance,
         "labels": latents.labels,
         "usable": latents.usable.to(torch.uint8),
+        **({} if members is None else {"members": members}),
     }
     save_checkpoint(path, {"latents": cache}, {"recipe": recipe})
     return latents
+
+
+def _members(units: NDArray[np.int64]) -> Tensor:
+    """See `PrivateLatents.members`: from the unit of each record, -1 for a record that none keeps."""
+    order = np.argsort(units, kind="stable")
+    kept = order[units[order] >= 0]
+    sizes = np.bincount(units[kept])
+    column = np.arange(len(kept)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # place within its unit
+    table = np.full((len(sizes), int(sizes.max())), -1, dtype=np.int64)
+    table[units[kept], column] = kept
+    return torch.from_numpy(table)
 
 
 def _log_problems(path: Path, problems: list[tuple[str, str]]) -> None:

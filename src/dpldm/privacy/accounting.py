@@ -1,9 +1,10 @@
 """Epsilon and noise from dp-accounting's privacy loss distributions, cross-checked by Rényi DP.
 
-The mechanism is the Poisson-subsampled Gaussian, composed. All results are upper bounds on epsilon (pessimistic
+The mechanism is the Poisson-subsampled Gaussian, composed, with or without a largest batch. All results are upper bounds on epsilon (pessimistic
 discretisation). dp-accounting is imported inside the functions, so that commands that do not account start fast.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -31,9 +32,25 @@ def _relation(adjacency: Adjacency) -> Any:
     }[adjacency]
 
 
-def _event(noise_multiplier: float, sampling_probability: float, steps: int) -> Any:
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+@dataclass(frozen=True)
+class Cap:
+    """Poisson batches cut to a largest size by a random choice (arXiv 2508.15089)."""
 
+    most_units: int  # public upper bound of the units of either neighbour: more units would be cut more often
+    largest_batch: int
+
+
+def _event(noise_multiplier: float, sampling_probability: float, steps: int, cap: Cap | None = None) -> Any:
+    from dp_accounting import (
+        GaussianDpEvent,
+        PoissonSampledDpEvent,
+        SelfComposedDpEvent,
+        TruncatedSubsampledGaussianDpEvent,
+    )
+
+    if cap is not None:
+        sizes = (cap.most_units, sampling_probability, cap.largest_batch)
+        return SelfComposedDpEvent(TruncatedSubsampledGaussianDpEvent(*sizes, noise_multiplier), steps)
     return SelfComposedDpEvent(PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier)), steps)
 
 
@@ -45,6 +62,7 @@ def epsilon(
     delta: float,
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
     discretisation: float = DISCRETISATION,
+    cap: Cap | None = None,
 ) -> float:
     """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite without noise."""
     if steps == 0:
@@ -54,7 +72,7 @@ def epsilon(
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(_relation(adjacency), discretisation)
-    accountant.compose(_event(noise_multiplier, sampling_probability, steps))
+    accountant.compose(_event(noise_multiplier, sampling_probability, steps, cap))
     return float(accountant.get_epsilon(delta))
 
 
@@ -76,28 +94,31 @@ def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, t
     return float(accountant.get_delta(target_epsilon))
 
 
-def calibrate_noise(target_epsilon: float, delta: float, sampling_probability: float, steps: int) -> float:
+def calibrate_noise(
+    target_epsilon: float, delta: float, sampling_probability: float, steps: int, cap: Cap | None = None
+) -> float:
     """A noise multiplier whose `epsilon` after `steps` attempts is at most the target, and hardly below it.
 
     The search runs on a grid ten times coarser, which is fast, still pessimistic, and costs at most half a percent
     of noise; the answer is then checked on the grid that epsilon is stated on.
     """
+    def reached(noise_multiplier: float, discretisation: float = DISCRETISATION) -> float:
+        settings = (sampling_probability, steps, delta, Adjacency.ADD_OR_REMOVE_ONE, discretisation, cap)
+        return epsilon(noise_multiplier, *settings)
+
+    coarse = 10 * DISCRETISATION
     low, high = 0.0, 1.0
-    while _exceeds(high, target_epsilon, delta, sampling_probability, steps):
+    while reached(high, coarse) > target_epsilon:
         low, high = high, high * 2
     while high - low > 0.002 * high:
         middle = (low + high) / 2
-        if middle < SMALLEST_NOISE or _exceeds(middle, target_epsilon, delta, sampling_probability, steps):
+        if middle < SMALLEST_NOISE or reached(middle, coarse) > target_epsilon:
             low = middle
         else:
             high = middle
     chosen = round(high + 0.0005, 3)
-    while epsilon(chosen, sampling_probability, steps, delta) > target_epsilon:
+    while reached(chosen) > target_epsilon:
         chosen = round(chosen * 1.002 + 0.001, 3)
-    if chosen > SMALLEST_NOISE and epsilon(chosen, sampling_probability, steps, delta) < target_epsilon / 2:
+    if chosen > SMALLEST_NOISE and reached(chosen) < target_epsilon / 2:
         raise ValueError("These privacy constants cannot be accounted for: choose a larger delta or another epsilon.")
     return chosen
-
-
-def _exceeds(noise_multiplier: float, target: float, delta: float, q: float, steps: int) -> bool:
-    return epsilon(noise_multiplier, q, steps, delta, discretisation=10 * DISCRETISATION) > target

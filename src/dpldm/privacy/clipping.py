@@ -1,19 +1,43 @@
 """The clipped sum of per-example gradients, in one forward and one backward pass.
 
-    S = sum_{i in batch} g_i * min(1, C / ||g_i||)            g_i over ALL trainable parameters together
+    S = sum_{i in batch} c_i g_i                              g_i over ALL trainable parameters together
 
-Adding or removing one example changes S by at most C in Euclidean norm: the sensitivity that the Gaussian noise
-of privacy/noise.py is scaled to. The sum does not depend on how the batch is cut into physical passes.
+    flat (default)       c_i = min(1, C / ||g_i||)            Abadi et al. 2016
+    automatic            c_i = C / (||g_i|| + 0.01)           AUTO-S, Bu et al. 2023, arXiv 2206.07136
+
+Either way ||c_i g_i|| <= C, so adding or removing one example changes S by at most C in Euclidean norm (replacing one,
+by at most 2 C): the sensitivity that the Gaussian noise of privacy/noise.py is scaled to. The sum does not depend on
+how the batch is cut into physical passes.
+
+Precision: sums, norms and clip factors are float32 at least, also where the network computes in bfloat16. Norm and sum
+are taken of the same recorded numbers, so what bfloat16 rounds changes the gradient but never the bound. float16 is
+refused: it needs loss scaling, whose skipped steps would depend on the data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-from dpldm.privacy.layers import KINDS, tapped
+from dpldm.privacy.layers import kind_of, refusal, tapped
 from dpldm.privacy.per_example import PerExample, compact, merge
+
+Rule = Callable[[Tensor, float], Tensor]
+"""(norms (B,), C) -> factors c_i (B,) with c_i ||g_i|| <= C."""
+
+
+def flat(norms: Tensor, clip_norm: float) -> Tensor:
+    """min(1, C / ||g||); a zero gradient gives 1."""
+    return (clip_norm / norms).clamp(max=1.0)
+
+
+def automatic(norms: Tensor, clip_norm: float) -> Tensor:
+    """C / (||g|| + 0.01): every gradient is scaled to almost C, none keeps its size."""
+    return clip_norm / (norms + 0.01)
+
+
+RULES: dict[str, Rule] = {"flat": flat, "automatic": automatic}
 
 
 class UnsupportedModel(ValueError):
@@ -37,10 +61,11 @@ class ClippedSum:
         clip_norm: C > 0.
         draws_per_example: K rows of every activation belong to one example (example-major order); their mean
             loss is one example's loss, so they share one clip.
+        rule: "flat" or "automatic".
 
     Raises:
-        UnsupportedModel: a parameter does not belong to a Linear, Conv2d (one group), LayerNorm or GroupNorm, is
-            shared by two layers, or is not marked `requires_grad`; or one outside `trainable` is.
+        UnsupportedModel: a parameter belongs to no kind of layer in privacy/layers.py, is float16, or is not marked
+            `requires_grad`; one outside `trainable` is; or the model has a layer that mixes examples.
     """
 
     def __init__(
@@ -49,14 +74,17 @@ class ClippedSum:
         trainable: Mapping[str, nn.Parameter],
         clip_norm: float,
         draws_per_example: int = 1,
+        rule: str = "flat",
     ) -> None:
+        _refuse_mixing(model)
         self._owners = _owners(model, trainable)
         self._parameters = dict(trainable)
         self.clip_norm = clip_norm
         self.draws = draws_per_example
-        self._examples = 0
+        self.rule = rule
+        self._examples, self._rows = 0, 0
         self._pending: dict[str, PerExample] = {}
-        self._sums = {name: torch.zeros_like(p) for name, p in trainable.items()}
+        self._sums = {name: torch.zeros_like(p, dtype=_at_least_single(p.dtype)) for name, p in trainable.items()}
         self._taps = tapped(list(self._owners), self._record)
 
     def __enter__(self) -> "ClippedSum":
@@ -68,16 +96,17 @@ class ClippedSum:
     ) -> None:
         self._taps.__exit__(kind, error, trace)
 
-    def accumulate(self, losses: Tensor, keep: Tensor | None = None) -> None:
+    def accumulate(self, losses: Tensor, keep: Tensor | None = None, images: int = 1) -> None:
         """Add the clipped gradients of one physical pass.
 
         Args:
             losses: (B,), loss i depending on example i alone. With K draws, the mean over its K rows.
             keep: (B,) bool; a False example (a null record) contributes exactly zero.
+            images: K draws of so many images make up one example (a group) in this pass: `images` * K rows.
 
         An example whose gradient is not finite contributes exactly zero too, and nothing reports that it happened.
         """
-        self._examples = len(losses)
+        self._examples, self._rows = len(losses), len(losses) * images * self.draws
         self._pending.clear()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         stray = [name for name, p in self._parameters.items() if p.grad is not None]
@@ -96,12 +125,11 @@ class ClippedSum:
         return taken
 
     def _clip_factors(self, losses: Tensor, keep: Tensor | None) -> Tensor:
-        """min(1, C / ||g_i||), and 0 where the example must not count, (B,)."""
-        squared = torch.zeros(len(losses), dtype=losses.dtype)
+        """c_i, and 0 where the example must not count, (B,)."""
+        squared = torch.zeros(len(losses), dtype=_at_least_single(losses.dtype), device=losses.device)
         for gradient in self._pending.values():
             squared += gradient.squared_norms()
-        norms = squared.sqrt()
-        factors = (self.clip_norm / norms).clamp(max=1.0)  # a zero gradient gives inf, hence 1
+        factors = RULES[self.rule](squared.sqrt(), self.clip_norm)
         usable = torch.isfinite(squared) & torch.isfinite(losses)
         if keep is not None:
             usable &= keep
@@ -109,50 +137,63 @@ class ClippedSum:
 
     def _record(self, layer: nn.Module, x: Tensor, grad_output: Tensor) -> None:
         """Called in the backward pass of each tapped layer."""
-        if x.shape[0] != self._examples * self.draws:
-            name, expected = self._owners[layer] or type(layer).__name__, self._examples * self.draws
+        names, kind = self._owners[layer], kind_of(layer)
+        if x.shape[0] != self._rows:
             raise UnsupportedModel(
-                f"{name} saw {x.shape[0]} rows where {expected} were expected: its input is shared between examples."
+                f"The layer of {next(iter(names.values()))} saw {x.shape[0]} rows where {self._rows} were expected: its "
+                "input is shared between examples."
             )
+        if grad_output.dtype == torch.float16:
+            raise UnsupportedModel("float16 cannot be trained privately: use float32, or bfloat16 autocast.")
         with torch.no_grad():
-            gradients = KINDS[type(layer)].gradients(layer, x.detach(), grad_output, self._examples)
-            for leaf, gradient in gradients.items():
-                name = _join(self._owners[layer], leaf)
-                if name in self._parameters:
-                    known = self._pending.get(name)
-                    self._pending[name] = merge(known, gradient) if known is not None else compact(gradient)
+            precision = _at_least_single(grad_output.dtype)
+            inputs = x.detach().to(precision) if x.is_floating_point() else x
+            gradients = kind.gradients(layer, inputs, grad_output.to(precision), self._examples) if kind else {}
+            for leaf, name in names.items():
+                known, found = self._pending.get(name), gradients[leaf]
+                self._pending[name] = merge(known, found) if known is not None else compact(found)
 
 
-def _owners(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[nn.Module, str]:
-    """The leaf layers that own the trainable parameters, layer -> name, after refusing what cannot be clipped."""
+def _owners(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[nn.Module, dict[str, str]]:
+    """The leaf layers that own the trainable parameters: layer -> {name in the layer: name in `trainable`}.
+
+    A parameter that several layers share has one name, under which the gradients of all its uses are added.
+    """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != (name in trainable):
             raise UnsupportedModel(f"{name} must {'' if name in trainable else 'not '}require a gradient.")
-    owners: dict[nn.Module, str] = {}
-    found: dict[int, str] = {}
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            raise UnsupportedModel(f"{name} is float16: keep trained parameters in float32.")
+    names = {id(parameter): name for name, parameter in trainable.items()}
+    owners: dict[nn.Module, dict[str, str]] = {}
     for path, layer in model.named_modules():
-        leaves = dict(layer.named_parameters(recurse=False))
-        wanted = [_join(path, leaf) for leaf, p in leaves.items() if p.requires_grad]
-        if not wanted:
+        leaves = {leaf: p for leaf, p in layer.named_parameters(recurse=False) if p.requires_grad}
+        if not leaves:
             continue
-        if type(layer) not in KINDS or (isinstance(layer, nn.Conv2d) and _is_exotic(layer)):
-            kinds = ", ".join(kind.__name__ for kind in KINDS)
-            raise UnsupportedModel(f"{wanted[0]} belongs to a {type(layer).__name__}: freeze it, or use {kinds}.")
-        for leaf, parameter in leaves.items():
-            if id(parameter) in found:
-                raise UnsupportedModel(f"{_join(path, leaf)} is tied to {found[id(parameter)]}: untie or freeze them.")
-            found[id(parameter)] = _join(path, leaf)
-        owners[layer] = path
-    missing = {name for name, p in trainable.items() if id(p) not in found}
+        problem = refusal(layer)
+        if problem is not None:
+            raise UnsupportedModel(f"{_join(path, next(iter(leaves)))} {problem}.")
+        owners[layer] = {leaf: names[id(parameter)] for leaf, parameter in leaves.items() if id(parameter) in names}
+    reached = {name for owned in owners.values() for name in owned.values()}
+    missing = trainable.keys() - reached
     if missing:
         raise UnsupportedModel(f"{min(missing)} is not a parameter of the model.")
     return owners
 
 
+def _refuse_mixing(model: nn.Module) -> None:
+    """A batch norm couples the examples of a pass, also where it is frozen, unless it uses stored statistics."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
+            raise UnsupportedModel(
+                f"{path} is a {type(layer).__name__}, which mixes the examples of a batch: replace it by a GroupNorm, or "
+                "freeze it and call eval()."
+            )
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _join(path: str, leaf: str) -> str:
     return f"{path}.{leaf}" if path else leaf
-
-
-def _is_exotic(layer: nn.Conv2d) -> bool:
-    """Convolutions whose patches `unfold` does not give."""
-    return layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)

@@ -27,14 +27,17 @@ class PrivateGradient:
     Args:
         plan: the constants; must be registered with the ledger.
         ledger: charged before each draw.
-        clipped: the open clipped sum; its clip norm and draws must be the plan's.
+        clipped: the open clipped sum; its clip norm, draws and rule must be the plan's.
         units: number of units in the index, null records included. Used to draw, never shown.
         entropy: source of the draw and the noise.
     """
 
     def __init__(self, plan: PrivacyPlan, ledger: Ledger, clipped: ClippedSum, units: int, entropy: Entropy) -> None:
-        if (clipped.clip_norm, clipped.draws) != (plan.max_grad_norm, plan.draws_per_example):
-            raise ValueError("The clipped sum was not built with the plan's clip norm and draws per example.")
+        built = (clipped.clip_norm, clipped.draws, clipped.rule)
+        if built != (plan.max_grad_norm, plan.draws_per_example, plan.clipping):
+            raise ValueError("The clipped sum was not built with the plan's clip norm, draws per example and clipping.")
+        if plan.most_records is not None and units > plan.most_records:
+            raise ValueError("There are more records than privacy.most_records declares: raise it.")
         self._plan, self._ledger, self._clipped = plan, ledger, clipped
         self._units, self._entropy = units, entropy
         self._drawn = False
@@ -49,11 +52,12 @@ class PrivateGradient:
         self._clipped.take()  # and what it left behind is dropped
         self._ledger.charge(self._plan)
         self._drawn = True
-        return poisson_batch(self._units, self._plan.sampling_probability, self._entropy)
+        plan = self._plan
+        return poisson_batch(self._units, plan.sampling_probability, self._entropy, plan.max_batch_size)
 
-    def accumulate(self, losses: Tensor, keep: Tensor) -> None:
+    def accumulate(self, losses: Tensor, keep: Tensor, images: int = 1) -> None:
         """Add the clipped gradients of one physical part of the batch (see `ClippedSum.accumulate`)."""
-        self._clipped.accumulate(losses, keep)
+        self._clipped.accumulate(losses, keep, images)
 
     def release(self) -> Mapping[str, Tensor]:
         """The noised mean gradient in units of C (that is, divided by L * C), parameter by parameter.

@@ -1,4 +1,4 @@
-"""Per-example gradients of one parameter, in the two forms that need the least work.
+"""Per-example gradients of one parameter, in the forms that need the least work.
 
 B examples, T tokens per example (K noise draws of an example are tokens of ONE example), a weight of p x d:
 
@@ -6,9 +6,12 @@ B examples, T tokens per example (K noise draws of an example are tokens of ONE 
 * `Outer`: inputs a (B, T, d) and output gradients g (B, T, p), standing for sum_t g_t a_t^T. Norms come from Gram
   matrices without forming the gradient ("ghost norm", Goodfellow 2015; Li et al. 2022), and the clipped sum is one
   matrix product.
+* `Rows`: ids (B, T) and gradients g (B, T, d) of the rows of an embedding.
 
 Which is cheaper for a linear layer: T (d + p) <= d p means Outer. The one inequality decides arithmetic for the
-norm, memory to hold until the clip factors are known, and bounds the Gram matrices by d p / 2 floats.
+norm, memory to hold until the clip factors are known, and bounds the Gram matrices by d p / 2 floats. Where the
+gradients of all examples would not fit into `DENSE_BYTES`, Outer is kept all the same, and its norms are taken from
+a few examples' gradients at a time.
 """
 
 from dataclasses import dataclass
@@ -16,6 +19,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+DENSE_BYTES = 256 * 2**20
+"""Most that the materialised gradients of one parameter may take, all examples of a physical pass together."""
 
 
 class PerExample(Protocol):
@@ -60,6 +66,8 @@ class Outer:
     shape: torch.Size | None = None
 
     def squared_norms(self) -> Tensor:
+        if not self.ghost_is_cheaper():
+            return self._squared_norms_in_parts()
         # ||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s)
         grams = (self.inputs @ self.inputs.mT) * (self.outputs @ self.outputs.mT)
         squared: Tensor = grams.sum((1, 2)) + self._rounding_bound()
@@ -88,11 +96,51 @@ class Outer:
         gradients = torch.bmm(self.outputs.mT, self.inputs)
         return Dense(gradients if self.shape is None else gradients.view(-1, *self.shape))
 
-    def worth_keeping(self) -> bool:
-        """T (d + p) <= d p: cheaper as it is than materialised."""
+    def ghost_is_cheaper(self) -> bool:
+        """T (d + p) <= d p: norms from Gram matrices cost less than gradients, in arithmetic and in memory."""
         _, tokens, width = self.inputs.shape
         height = self.outputs.shape[2]
         return tokens * (width + height) <= width * height
+
+    def dense_bytes(self) -> int:
+        """Memory of the materialised gradients of all examples."""
+        examples, _, width = self.inputs.shape
+        return examples * width * self.outputs.shape[2] * self.inputs.element_size()
+
+    def _squared_norms_in_parts(self) -> Tensor:
+        """Norms of materialised gradients, so few examples at a time that they fit into `DENSE_BYTES`."""
+        examples = len(self.inputs)
+        part = max(1, examples * DENSE_BYTES // max(1, self.dense_bytes()))
+        pieces = zip(self.inputs.split(part), self.outputs.split(part), strict=True)
+        return torch.cat([Outer(inputs, outputs).dense().squared_norms() for inputs, outputs in pieces])
+
+
+@dataclass
+class Rows:
+    """Gradients of an embedding of `height` rows: token t of an example adds g_t to row ids_t."""
+
+    ids: Tensor  # (B, T) int64
+    outputs: Tensor  # (B, T, d)
+    height: int
+
+    def squared_norms(self) -> Tensor:
+        """Tokens of one example with the same id are added before the square."""
+        examples, width = len(self.ids), self.outputs.shape[2]
+        example = torch.arange(examples, device=self.ids.device)[:, None]
+        places, inverse = torch.unique(example * self.height + self.ids, return_inverse=True)
+        rows = self.outputs.new_zeros(len(places), width).index_add_(0, inverse.flatten(), self.outputs.flatten(0, 1))
+        squares = rows.square().sum(1)
+        return squares.new_zeros(examples).index_add_(0, places // self.height, squares)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        outputs = _without_ignored(self.outputs, weights) * weights[:, None, None]
+        total = outputs.new_zeros(self.height, outputs.shape[2])
+        return total.index_add_(0, self.ids.flatten(), outputs.flatten(0, 1))
+
+    def dense(self) -> Dense:
+        examples, _, width = self.outputs.shape
+        gradients = self.outputs.new_zeros(examples, self.height, width)
+        return Dense(gradients.scatter_add_(1, self.ids[..., None].expand(-1, -1, width), self.outputs))
 
 
 def _without_ignored(rows: Tensor, weights: Tensor) -> Tensor:
@@ -104,8 +152,8 @@ def _without_ignored(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def compact(gradient: PerExample) -> PerExample:
-    """The cheaper of the two forms."""
-    if isinstance(gradient, Outer) and not gradient.worth_keeping():
+    """The cheapest form to hold until the clip factors are known."""
+    if isinstance(gradient, Outer) and not gradient.ghost_is_cheaper() and gradient.dense_bytes() <= DENSE_BYTES:
         return gradient.dense()
     return gradient
 
@@ -113,10 +161,8 @@ def compact(gradient: PerExample) -> PerExample:
 def merge(first: PerExample, second: PerExample) -> PerExample:
     """Gradients of a parameter that was used twice: their sum, which is not the sum of their norms."""
     if isinstance(first, Outer) and isinstance(second, Outer) and first.shape == second.shape:
-        both = Outer(
-            torch.cat([first.inputs, second.inputs], 1),
-            torch.cat([first.outputs, second.outputs], 1),
-            first.shape,
-        )
-        return compact(both)
+        inputs, outputs = torch.cat([first.inputs, second.inputs], 1), torch.cat([first.outputs, second.outputs], 1)
+        return compact(Outer(inputs, outputs, first.shape))
+    if isinstance(first, Rows) and isinstance(second, Rows):
+        return Rows(torch.cat([first.ids, second.ids], 1), torch.cat([first.outputs, second.outputs], 1), first.height)
     return Dense(first.dense().gradients + second.dense().gradients)

@@ -10,12 +10,13 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dpldm.privacy.accounting import Adjacency, calibrate_noise, epsilon
+from dpldm.privacy.accounting import Adjacency, Cap, calibrate_noise, epsilon
 
 SMALLEST_DELTA = 1e-10
 """Below it the accountant's own rounding is no longer negligible (seen at 1e-12)."""
 LARGEST_EPSILON = 100.0
 MOST_ATTEMPTS = 1_000_000
+UNITS = ("image", "group")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class PrivacyPlan:
     max_grad_norm: float  # C
     draws_per_example: int  # K noise and timestep draws, averaged inside an example
     noise_multiplier: float  # sigma; noise has standard deviation sigma * C
-    unit: str = "image"
+    max_batch_size: int | None = None  # a larger Poisson draw is cut to it; None: never cut
+    most_records: int | None = None  # public upper bound of the units, which a cut batch needs
+    clipping: str = "flat"  # how a gradient is brought to norm C at most: see privacy/clipping.py
+    unit: str = "image"  # or "group": all images of a person or patient; records, L and delta then count groups
+    images_per_unit: int = 1  # m: a group keeps at most so many images, and has one gradient, their mean
     public_benchmark: bool = False  # a published data set: not protected by a cap, and reports say so
 
     def __post_init__(self) -> None:
@@ -42,8 +47,12 @@ class PrivacyPlan:
         Raises:
             ValueError: a constant is out of range; the message names it and what to change.
         """
-        numbers = (self.records, self.expected_batch_size, self.steps, self.reserve_steps, self.draws_per_example)
-        if any(type(number) is not int for number in numbers):
+        numbers = (
+            *(self.records, self.expected_batch_size, self.steps, self.reserve_steps),
+            *(self.draws_per_example, self.images_per_unit),
+        )
+        bounds = [bound for bound in (self.max_batch_size, self.most_records) if bound is not None]
+        if any(type(number) is not int for number in (*numbers, *bounds)):
             raise ValueError("privacy.records, expected_batch_size, steps, reserve_steps and draws are whole numbers.")
         if not 0 < self.epsilon <= LARGEST_EPSILON:
             raise ValueError(
@@ -60,6 +69,22 @@ class PrivacyPlan:
             raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
         if min(self.steps, self.draws_per_example) < 1 or not 0 < self.max_grad_norm < float("inf"):
             raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
+        if (self.max_batch_size is None) != (self.most_records is None):
+            raise ValueError(
+                "privacy.max_batch_size and privacy.most_records belong together: how often a batch is cut depends on how "
+                "many records there can be at most."
+            )
+        if self.max_batch_size is not None and self.most_records is not None:
+            if self.max_batch_size < self.expected_batch_size:
+                raise ValueError("privacy.max_batch_size must not be below privacy.expected_batch_size.")
+            if self.most_records < self.records:
+                raise ValueError("privacy.most_records must not be below privacy.records.")
+        if self.unit not in UNITS or self.images_per_unit < 1 or (self.unit == "image" and self.images_per_unit > 1):
+            raise ValueError(
+                "privacy.unit must be image, or group with privacy.max_images_per_group, the images that a group keeps."
+            )
+        if self.clipping not in ("flat", "automatic"):
+            raise ValueError("privacy.clipping must be flat or automatic.")
         if self.reserve_steps < 0:
             raise ValueError("privacy.reserve_steps must not be negative.")
         if self.attempts > MOST_ATTEMPTS:
@@ -77,9 +102,17 @@ class PrivacyPlan:
         """T + R: what the noise is calibrated for, and the most that will ever be drawn."""
         return self.steps + self.reserve_steps
 
+    @property
+    def cap(self) -> Cap | None:
+        """What the accountant must know if batches are cut."""
+        if self.max_batch_size is None or self.most_records is None:
+            return None
+        return Cap(self.most_records, self.max_batch_size)
+
     def epsilon_after(self, attempts: int, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
         """Upper bound of epsilon after that many attempts, at the plan's delta."""
-        return epsilon(self.noise_multiplier, self.sampling_probability, attempts, self.delta, adjacency)
+        settings = (self.noise_multiplier, self.sampling_probability, attempts, self.delta, adjacency)
+        return epsilon(*settings, cap=self.cap)
 
     def epsilon_curve(self, points: int = 16) -> list[tuple[int, float]]:
         """(attempts, epsilon) at about equally spaced numbers of attempts, the last being T + R.
@@ -93,7 +126,11 @@ class PrivacyPlan:
                 n,
                 min(
                     final,
-                    epsilon(self.noise_multiplier, self.sampling_probability, n, self.delta, discretisation=1e-3),
+                    epsilon(
+                        *(self.noise_multiplier, self.sampling_probability, n, self.delta),
+                        discretisation=1e-3,
+                        cap=self.cap,
+                    ),
                 ),
             )
             for n in grid
@@ -125,6 +162,11 @@ def make_plan(
     reserve_steps: int | None = None,
     max_grad_norm: float,
     draws_per_example: int,
+    max_batch_size: int | None = None,
+    most_records: int | None = None,
+    clipping: str = "flat",
+    unit: str = "image",
+    images_per_unit: int = 1,
     public_benchmark: bool = False,
 ) -> PrivacyPlan:
     """A plan whose noise is calibrated so that all T + R attempts together cost at most `epsilon`.
@@ -143,8 +185,13 @@ def make_plan(
         reserve_steps=default_reserve(steps) if reserve_steps is None else reserve_steps,
         max_grad_norm=max_grad_norm,
         draws_per_example=draws_per_example,
+        max_batch_size=max_batch_size,
+        most_records=most_records,
+        clipping=clipping,
+        unit=unit,
+        images_per_unit=images_per_unit,
         noise_multiplier=0.0,
         public_benchmark=public_benchmark,
     )
-    noise = calibrate_noise(epsilon, delta, constants.sampling_probability, constants.attempts)
+    noise = calibrate_noise(epsilon, delta, constants.sampling_probability, constants.attempts, constants.cap)
     return replace(constants, noise_multiplier=noise)

@@ -12,11 +12,23 @@ from torch import Tensor
 from dpldm.privacy.entropy import Entropy, random_words
 
 
-def poisson_batch(units: int, sampling_probability: float, entropy: Entropy) -> Tensor:
+def poisson_batch(units: int, sampling_probability: float, entropy: Entropy, largest: int | None = None) -> Tensor:
     """Indices of one Poisson draw, increasing, int64 (|batch|,); may be empty.
 
     Each unit is compared with a 64-bit word of its own, so its probability is floor(q * 2**64) / 2**64 <= q.
+
+    Args:
+        largest: a larger draw is cut to this size, all subsets being equally likely. Must be accounted as such
+            (`accounting.Cap`): whether a unit is used then depends on the others.
     """
+    batch = _bernoulli(units, sampling_probability, entropy)
+    if largest is None or len(batch) <= largest:
+        return batch
+    kept = random_words(len(batch), entropy).argsort()[:largest]  # the order of independent words is uniform
+    return batch[kept].sort().values
+
+
+def _bernoulli(units: int, sampling_probability: float, entropy: Entropy) -> Tensor:
     words = random_words(units, entropy)
     # A word w counts as the unsigned number w + 2**63; it is below the threshold with the wanted probability.
     threshold = int(Fraction(sampling_probability) * 2**64) - 2**63

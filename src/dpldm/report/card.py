@@ -23,7 +23,7 @@ def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
 
 This release is {guarantee_sentence(statement)}.
 
-{odds_sentence(claim["epsilon"])}
+{odds_sentence(claim["epsilon"], claim["unit"])}
 {benchmark}
 | | |
 |---|---|
@@ -32,7 +32,7 @@ This release is {guarantee_sentence(statement)}.
 | sampling probability q | {plan["expected_batch_size"]} / {plan["records"]} |
 | updates made | {statement["updates"]} of {plan["steps"]} |
 | attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
-| clip norm C, draws K | {plan["max_grad_norm"]:g}, {plan["draws_per_example"]} |
+| clip norm C, rule, draws K | {plan["max_grad_norm"]:g}, {plan["clipping"]}, {plan["draws_per_example"]} |
 | backbone (public) | {plain(statement["backbone"]["name"])} |
 | ledger head | {statement["ledger"]["head"]["seq"]}, `{statement["ledger"]["head"]["hash"]}` |
 

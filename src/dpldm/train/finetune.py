@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.latents import PrivateLatents, private_latents
 from dpldm.errors import UserError
-from dpldm.models.autoencoder import Posterior, downsampling
+from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
+from dpldm.privacy.independence import ExamplesMeet, check_independence
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
@@ -47,8 +48,15 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     check_fit(config, backbone)
     run.create()
     tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
+    require_examples_apart(tuner, backbone, config)
     started = run.checkpoint.exists()
-    latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents, keep=started)
+    latents = private_latents(
+        *(config.data, backbone.autoencoder, config.backbone, run.latents),
+        images_per_group=plan.images_per_unit if plan.unit == "group" else None,
+        keep=started,
+    )
+    if plan.most_records is not None and latents.units > plan.most_records:
+        raise UserError("There are more records than privacy.most_records declares: raise it.")
     cap, declared = ledger_cap(config), config.privacy.cap
     try:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
@@ -70,22 +78,24 @@ def algorithm_1(
 ) -> Iterator[FinetuneStep]:
     """Algorithm 1: T times draw, clip, sum, noise, divide, update."""
     curve = plan.epsilon_curve()
-    physical = run.config.runtime.physical_batch_size
+    physical = max(1, run.config.runtime.physical_batch_size // plan.images_per_unit)  # units in a pass
     shape, timesteps = latents.posterior.mean.shape[1:], int(scheduler.config.num_train_timesteps)
     dropout = run.config.optimizer.label_dropout
-    with ClippedSum(tuner.network, tuner.trainable, plan.max_grad_norm, plan.draws_per_example) as clipped:
-        mechanism = PrivateGradient(plan, ledger, clipped, len(latents), entropy)
+    constants = (plan.max_grad_norm, plan.draws_per_example, plan.clipping)
+    with ClippedSum(tuner.network, tuner.trainable, *constants) as clipped:
+        mechanism = PrivateGradient(plan, ledger, clipped, latents.units, entropy)
         while tuner.updates < plan.steps:
             try:
-                batch = mechanism.draw()  # charge the ledger, then sample each record with probability q
+                batch = mechanism.draw()  # charge the ledger, then sample each unit with probability q
             except BudgetExhausted:
                 yield _shown(tuner, plan, ledger, curve, ended_early=True)
                 return
             for start in range(0, len(batch), physical):  # no pass at all for an empty batch
-                part = batch[start : start + physical]
-                draws = fresh_draws(len(part), plan.draws_per_example, shape, timesteps, dropout, entropy)
-                losses = example_losses(tuner.network, scheduler, latents, part, draws)
-                mechanism.accumulate(losses, latents.usable[part])  # clip each example to C, add
+                records, weights = latents.records_of(batch[start : start + physical])
+                draws = fresh_draws(records.numel(), plan.draws_per_example, shape, timesteps, dropout, entropy)
+                losses = example_losses(tuner.network, scheduler, latents, records.flatten(), draws)
+                of_units = (losses.view_as(weights) * weights).sum(1)  # one gradient per unit: the mean over its images
+                mechanism.accumulate(of_units, weights.any(1), records.shape[1])  # clip each unit's to C, add
             tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average
             tuner.save(run, plan, ledger.head)
             yield _shown(tuner, plan, ledger, curve)
@@ -260,6 +270,26 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
             f"data.image_size is {data.image_size}, the backbone {backbone.name} takes {smallest} to {largest} pixels: "
             "change data.image_size (images are resized to it) or use another backbone."
         )
+
+
+def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) -> None:
+    """Try two random examples: what the clipping bounds is only an example's own gradient.
+
+    Raises:
+        UserError: the network lets examples of a batch meet.
+    """
+    shape = torch.Size(latent_shape(backbone.autoencoder, config.data.image_size))
+    draws = fresh_draws(2, 1, shape, int(backbone.scheduler.config.num_train_timesteps), 0.0, SystemEntropy())
+    labels = torch.zeros(2, dtype=torch.int64) - (0 if config.data.labels else 1)
+
+    def losses_of(means: Tensor) -> Tensor:
+        made_up = PrivateLatents(Posterior(means, torch.zeros_like(means)), labels, labels >= -1)
+        return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(2), draws)
+
+    try:
+        check_independence(losses_of, torch.randn(2, *shape), torch.randn(2, *shape), list(tuner.trainable.values()))
+    except ExamplesMeet as error:
+        raise UserError(f"The backbone {backbone.name} cannot be tuned privately. {error}") from None
 
 
 def _shown(

@@ -1,0 +1,64 @@
+"""`dpldm ledger`: what was spent, told truly, and a cut or forked ledger found by what was published."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpldm.cli import main
+from dpldm.config import RunConfig
+from dpldm.releasing import release
+from dpldm.run import Run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_show_tells_plans_attempts_and_budget(finished: RunConfig, capsys: Capture) -> None:
+    assert main(["ledger", "show", str(Run(finished).ledger)]) == 0
+    shown = capsys.readouterr().out
+    assert "data set  scans" in shown
+    assert "cap       epsilon 0.5, delta 0.001" in shown
+    assert "tiny: epsilon 0.5, delta 0.001, 2 of 3 attempts made" in shown
+    assert "reserved  epsilon 0.5, delta 0.001" in shown
+
+
+def test_a_ledger_of_the_account_is_found_by_its_data_set(
+    finished: RunConfig, account: Path, capsys: Capture
+) -> None:
+    folder = account / "dpldm" / "ledgers"
+    folder.mkdir(parents=True)
+    assert main(["ledger", "show", "scans"]) == 2
+    assert "(none yet)" in capsys.readouterr().err
+    (folder / "scans.jsonl").write_bytes(Run(finished).ledger.read_bytes())
+    assert main(["ledger", "show", "scans"]) == 0
+    assert main(["ledger", "show", "faces"]) == 2
+    assert "(scans)" in capsys.readouterr().err
+
+
+def test_verify_finds_a_ledger_that_was_cut_or_replaced(finished_copy: RunConfig, capsys: Capture) -> None:
+    target, ledger = release(finished_copy), Run(finished_copy).ledger
+    words = ["ledger", "verify", str(ledger), "--release", str(target)]
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("ok ") == 2
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:-1]))
+    assert main(words) == 1
+    assert "was cut, forked or replaced" in capsys.readouterr().out
+    ledger.write_bytes(b"".join(lines).replace(b'"number": 1', b'"number": 7'))
+    assert main(words) == 2
+    assert "does not follow from the lines before it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json", json.dumps({"ledger": {"head": 3}})])
+def test_what_is_no_release_is_refused(content: str | None, finished: RunConfig, tmp_path: Path, capsys: Capture) -> None:
+    if content is not None:
+        (tmp_path / "privacy.json").write_text(content)
+    assert main(["ledger", "verify", str(Run(finished).ledger), "--release", str(tmp_path)]) == 2
+    assert "is no release" in capsys.readouterr().err
+
+
+def test_reading_changes_nothing(finished: RunConfig) -> None:
+    before = Run(finished).ledger.read_bytes()
+    main(["ledger", "show", str(Run(finished).ledger)])
+    main(["ledger", "verify", str(Run(finished).ledger)])
+    assert Run(finished).ledger.read_bytes() == before

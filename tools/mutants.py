@@ -1,0 +1,237 @@
+"""Break our own code on purpose, one defect at a time, and see that a named test notices: `make mutants`.
+
+Each mutant replaces one piece of text in one function, in memory, and runs the test that must fail, in a child process.
+A mutant counts as killed only by a failed assertion (or a missing refusal): a crash or an import error proves nothing.
+The rows are those of the catalogue of ways to lose privacy silently that the project keeps.
+
+    python tools/mutants.py [NAME ...]       all of them, or those named
+"""
+
+import argparse
+import importlib
+import inspect
+import io
+import multiprocessing
+import sys
+import textwrap
+import time
+from collections.abc import Iterable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+KILLED, SURVIVED, CRASHED = "killed", "SURVIVED", "CRASHED"
+BY_ASSERTION = ("AssertionError", "Failed: DID NOT RAISE")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One defect: in `place` ("module:qualified.name"), `old` becomes `new`; `test` must fail."""
+
+    name: str
+    place: str
+    old: str
+    new: str
+    test: str
+
+
+P, T = "tests/privacy/test_", "tests/train/test_finetune.py::"
+MUTANTS = [
+    # --- noise
+    Mutant("no noise", "privacy.noise:add_gaussian", "standard_deviation * noise", "0 * noise",
+           P + "noise.py::test_noise_has_the_wanted_standard_deviation"),
+    Mutant("half the noise", "privacy.mechanism:PrivateGradient.release", "plan.noise_multiplier *", "0.5 * plan.noise_multiplier *",
+           P + "mechanism.py::test_noise_has_scale_sigma_over_L_also_without_any_record"),
+    Mutant("noise without C", "privacy.mechanism:PrivateGradient.release", "plan.noise_multiplier * plan.max_grad_norm", "plan.noise_multiplier",
+           P + "mechanism.py::test_noise_has_scale_sigma_over_L_also_without_any_record"),
+    Mutant("variance for deviation", "privacy.noise:add_gaussian", "standard_deviation * noise", "standard_deviation**2 * noise",
+           P + "noise.py::test_noise_has_the_wanted_standard_deviation"),
+    Mutant("one noise for all entries", "privacy.noise:add_gaussian", "standard_gaussian(total.numel(), entropy).view(total.shape)", "standard_gaussian(1, entropy).expand(total.shape)",
+           P + "noise.py::test_any_shape_gets_noise_in_every_entry"),
+    Mutant("uniform noise", "privacy.noise:standard_gaussian", "return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])[:count]", "return (uniform[:count] - 0.5) * 12**0.5",
+           P + "noise.py::test_distribution_is_normal"),
+    Mutant("noise in single precision", "privacy.noise:add_gaussian", "(total.double() + standard_deviation * noise).float()", "total + (standard_deviation * noise).float()",
+           P + "noise.py::test_sum_is_rounded_once"),
+    Mutant("noise that knows the sum", "privacy.noise:add_gaussian", "standard_deviation * noise", "standard_deviation * noise * (total.double().norm() > 0)",
+           P + "noise.py::test_noise_does_not_depend_on_the_sum"),
+    Mutant("no noise in an empty batch", "privacy.mechanism:PrivateGradient.release", "standard_deviation = plan.noise_multiplier", "standard_deviation = float(any(s.any() for s in self._clipped._sums.values())) * plan.noise_multiplier",
+           P + "mechanism.py::test_noise_has_scale_sigma_over_L_also_without_any_record"),
+    Mutant("noise from a seed", "privacy.entropy:SystemEntropy.bytes", "os.urandom(count)", "hashlib.shake_256(b'0').digest(count)",
+           P + "sampling.py::test_system_entropy_never_repeats_itself"),
+    # --- clipping
+    Mutant("no clipping", "privacy.clipping:flat", ".clamp(max=1.0)", ".clamp(max=1.0) * 0 + 1",
+           P + "clipping.py::test_one_example_more_changes_the_sum_by_at_most_C"),
+    Mutant("clip to 2C", "privacy.clipping:flat", "clip_norm / norms", "2 * clip_norm / norms",
+           P + "clipping.py::test_one_example_more_changes_the_sum_by_at_most_C"),
+    Mutant("squared norm for norm", "privacy.clipping:ClippedSum._clip_factors", "squared.sqrt()", "squared",
+           P + "clipping.py::test_clipped_sum_equals_autograd_loop"),
+    Mutant("a parameter left out of the norm", "privacy.clipping:ClippedSum._clip_factors", "for gradient in self._pending.values():", "for gradient in list(self._pending.values())[1:]:",
+           P + "clipping.py::test_clipped_sum_equals_autograd_loop"),
+    Mutant("each parameter clipped alone", "privacy.clipping:ClippedSum.accumulate", "self._sums[name] += gradient.weighted_sum(factors)", "self._sums[name] += gradient.weighted_sum(RULES[self.rule](gradient.squared_norms().sqrt(), self.clip_norm))",
+           P + "clipping.py::test_whole_denoiser_equals_autograd_loop"),
+    Mutant("the mean clipped instead of examples", "privacy.clipping:ClippedSum.accumulate", "gradient.weighted_sum(factors)", "gradient.weighted_sum(torch.full_like(factors, float(factors.mean())))",
+           P + "clipping.py::test_clipped_sum_equals_autograd_loop"),
+    Mutant("draws clipped as examples", "privacy.layers:LinearTap.gradients", "x.reshape(examples, -1, layer.in_features)", "x.reshape(examples, -1, layer.in_features)[:, :1]",
+           P + "clipping.py::test_every_form_of_a_linear_gradient_gives_the_same_sum"),
+    Mutant("norms of two uses added", "privacy.per_example:merge", "return compact(Outer(inputs, outputs, first.shape))", "return compact(Outer(first.inputs, first.outputs, first.shape))",
+           P + "clipping.py::test_clipped_sum_equals_autograd_loop"),
+    Mutant("ghost norm without slack", "privacy.per_example:Outer._rounding_bound", "factor = (", "factor = 0 * (",
+           P + "clipping.py::test_cancelling_tokens_cannot_hide_a_norm"),
+    Mutant("a not-finite example counts", "privacy.clipping:ClippedSum._clip_factors", "usable = torch.isfinite(squared) & torch.isfinite(losses)", "usable = losses == losses.nan_to_num() + float('nan') * 0 if False else torch.ones_like(squared, dtype=torch.bool)",
+           P + "clipping.py::test_an_example_without_finite_gradient_contributes_exactly_zero"),
+    Mutant("a null record counts", "privacy.clipping:ClippedSum._clip_factors", "usable &= keep", "pass",
+           P + "clipping.py::test_a_null_record_contributes_exactly_zero"),
+    Mutant("0 times inf", "privacy.per_example:_without_ignored", "return rows.masked_fill(ignored.view(-1, *[1] * (rows.dim() - 1)), 0.0)", "return rows",
+           P + "clipping.py::test_an_example_without_finite_gradient_contributes_exactly_zero"),
+    Mutant("padding row of an embedding trained", "privacy.layers:EmbeddingTap.gradients", "if layer.padding_idx is not None:", "if False:",
+           P + "clipping.py::test_embeddings_with_repeated_ids_padding_and_ties"),
+    Mutant("repeated ids not added before the square", "privacy.per_example:Rows.squared_norms", "squares = rows.square().sum(1)\n        return squares.new_zeros(examples).index_add_(0, places // self.height, squares)", "return self.outputs.square().sum((1, 2))",
+           P + "clipping.py::test_embeddings_with_repeated_ids_padding_and_ties"),
+    Mutant("batch norm let pass", "privacy.clipping:_refuse_mixing", "raise UnsupportedModel(", "UnsupportedModel(",
+           P + "clipping.py::test_what_cannot_be_clipped_is_refused_by_name"),
+    Mutant("a shared input let pass", "privacy.clipping:ClippedSum._record", "if x.shape[0] != self._rows:", "if False:",
+           P + "clipping.py::test_input_shared_between_examples_is_refused"),
+    Mutant("sums in bfloat16", "privacy.clipping:_at_least_single", "return torch.float64 if dtype == torch.float64 else torch.float32", "return dtype",
+           P + "clipping.py::test_under_bfloat16_autocast_sums_and_norms_are_float32"),
+    # --- sampling
+    Mutant("a batch of fixed size", "privacy.sampling:_bernoulli", "return torch.nonzero(words < threshold).flatten()", "return words.argsort()[: round(units * sampling_probability)].sort().values",
+           P + "sampling.py::test_batch_sizes_vary_as_those_of_a_poisson_draw"),
+    Mutant("one coin for pairs of units", "privacy.sampling:_bernoulli", "words = random_words(units, entropy)", "words = random_words(units, entropy).view(-1)[torch.arange(units) // 2]",
+           P + "sampling.py::test_units_are_independent_in_pairs"),
+    Mutant("twice the rate", "privacy.sampling:_bernoulli", "int(Fraction(sampling_probability) * 2**64)", "int(min(Fraction(1), 2 * Fraction(sampling_probability)) * 2**64)",
+           P + "sampling.py::test_rate_is_q"),
+    Mutant("the first records of a cut batch", "privacy.sampling:poisson_batch", "kept = random_words(len(batch), entropy).argsort()[:largest]", "kept = torch.arange(largest)",
+           P + "sampling.py::test_every_part_is_equally_likely"),
+    Mutant("divided by the batch's size", "privacy.mechanism:PrivateGradient.release", "scale = 1.0 / (plan.expected_batch_size *", "scale = 1.0 / (max(1, self._clipped._examples) *",
+           P + "mechanism.py::test_release_is_the_clipped_sum_over_the_constant_L_times_C"),
+    Mutant("q from the folder", "privacy.mechanism:PrivateGradient.draw", "plan.sampling_probability", "plan.expected_batch_size / self._units",
+           P + "mechanism.py::test_draws_follow_the_plans_probability_not_the_folders_size"),
+    Mutant("two releases of one draw", "privacy.mechanism:PrivateGradient.release", "self._drawn = False", "pass",
+           P + "mechanism.py::test_one_noise_per_draw"),
+    # --- accounting
+    Mutant("the reserve not paid for", "privacy.plan:make_plan", "constants.attempts, constants.cap", "constants.steps, constants.cap",
+           P + "plan.py::test_noise_is_calibrated_for_all_attempts"),
+    Mutant("one attempt too many", "privacy.ledger:Ledger.charge", "if used >= plan.attempts:", "if used > plan.attempts:",
+           P + "ledger.py::test_attempts_are_numbered_up_to_steps_and_reserve_and_no_further"),
+    Mutant("adjacency mixed up", "privacy.accounting:_relation", "Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE", "Adjacency.REPLACE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE",
+           P + "accounting.py::test_known_values"),
+    Mutant("calibrated on the coarse grid alone", "privacy.accounting:calibrate_noise", "while reached(chosen) > target_epsilon:", "chosen *= 0.97\n    while False:",
+           P + "accounting.py::test_calibrated_noise_keeps_the_target_and_wastes_little"),
+    # --- ledger
+    Mutant("charged after the draw", "privacy.mechanism:PrivateGradient.draw", "self._ledger.charge(self._plan)", "self._entropy.bytes(1); self._ledger.charge(self._plan)",
+           P + "mechanism.py::test_every_attempt_is_on_disk_before_its_first_random_bit"),
+    Mutant("a line not flushed", "privacy.ledger:Ledger._append", "os.fsync(descriptor)", "pass",
+           P + "ledger.py::test_a_charge_returns_after_its_line_was_flushed"),
+    Mutant("the chain not checked", "privacy.ledger:read_ledger", "if _encoded(sealed) != text", "if False and _encoded(sealed) != text",
+           P + "ledger.py::test_every_changed_byte_is_seen"),
+    Mutant("the cap not checked", "privacy.ledger:Ledger.register", "if not all(total <=", "if False and not all(total <=",
+           P + "ledger.py::test_cap_bounds_the_sum_of_what_was_let_in"),
+    Mutant("plans forgotten on opening", "privacy.ledger:Ledger.attempts", 'return sum(e["event"] == "attempt" and e["plan"] == digest for e in self._entries)', "return 0",
+           P + "ledger.py::test_opening_again_does_not_refill_a_plan"),
+    # --- the trainer
+    Mutant("draws from a seeded generator", "train.finetune:fresh_draws", "standard_gaussian(rows * shape.numel(), entropy).float()", "torch.randn(rows * shape.numel(), generator=torch.Generator().manual_seed(int.from_bytes(entropy.bytes(4), 'big')))",
+           T + "test_every_draw_is_entropy_of_its_own"),
+    Mutant("a record drawn twice", "train.finetune:algorithm_1", "latents.records_of(batch[start : start + physical])", "latents.records_of(torch.cat([batch[start : start + physical], batch[start : start + 1]]))",
+           T + "test_one_record_more_changes_no_sum_by_more_than_C"),
+    Mutant("noise at every physical pass", "train.finetune:algorithm_1", "tuner.update(mechanism.release())", "tuner.update(mechanism.release()); ledger.charge(plan)",
+           T + "test_every_update_is_one_attempt_and_one_ledger_line"),
+    Mutant("a step lost with an empty batch", "train.finetune:algorithm_1", "tuner.update(mechanism.release())  #", "gradient = mechanism.release()\n            if len(batch):\n                tuner.update(gradient)\n            else:\n                tuner.updates += 1\n            #",
+           T + "test_empty_batches_step_and_are_charged"),
+    Mutant("images of a group clipped apart", "train.finetune:algorithm_1", "of_units = (losses.view_as(weights) * weights).sum(1)", "of_units = (losses.view_as(weights) * (weights > 0)).sum(1)",
+           T + "test_a_groups_gradient_is_the_mean_over_its_images"),
+    Mutant("resumed without its ledger", "train.finetune:resume", 'if not ledger.contains(Head(*facts["head"])):', "if False:",
+           T + "test_a_ledger_that_forgot_attempts_is_refused"),
+    Mutant("resumed under another plan", "train.finetune:resume", 'if facts["plan"] != plan.digest():', "if False:",
+           T + "test_the_checkpoint_of_another_plan_is_refused"),
+    Mutant("frozen weights tuned", "models.trainable:choose_trainable", "parameter.requires_grad_(wanted)", "parameter.requires_grad_(True); wanted = True",
+           T + "test_only_what_is_trained_moves"),
+    # --- data
+    Mutant("an unreadable record dropped", "data.ingest:ingest", "units = _units(source, images_per_group)", "units = _units(source, images_per_group); pixels, label_index, null = pixels[~null], label_index[~null], null[~null]",
+           "tests/data/test_image_ingest.py::test_a_malformed_file_is_one_null_record"),
+    Mutant("normalised by the data set", "data.ingest:ingest", "units = _units(source, images_per_group)", "units = _units(source, images_per_group); pixels = pixels - pixels.min()",
+           "tests/data/test_image_ingest.py::test_changing_one_record_changes_one_row"),
+    Mutant("a group keeps what others leave", "data.ingest:_units", "[:images_per_group]", "[: max(1, images_per_group * 3 // len(members))]",
+           "tests/data/test_image_ingest.py::test_what_a_group_keeps_does_not_depend_on_other_groups"),
+]  # fmt: skip
+
+
+def apply(mutant: Mutant) -> None:
+    """Recompile the function with the defect, in its own module."""
+    module_name, qualified = mutant.place.split(":")
+    module = importlib.import_module(f"dpldm.{module_name}")
+    *owners, leaf = qualified.split(".")
+    owner: Any = module
+    for name in owners:
+        owner = getattr(owner, name)
+    raw = inspect.getattr_static(owner, leaf)
+    source = textwrap.dedent(inspect.getsource(getattr(owner, leaf)))
+    if source.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.old!r} stands {source.count(mutant.old)} times in {mutant.place}")
+    names: dict[str, Any] = {}
+    exec(compile(source.replace(mutant.old, mutant.new), mutant.place, "exec"), vars(module), names)  # noqa: S102
+    made = names[leaf]
+    if not owners:  # others may have imported the function by name, or keep it in a table
+        for known in list(sys.modules.values()):
+            if getattr(known, leaf, None) is raw:
+                setattr(known, leaf, made)
+        for table in [value for value in vars(module).values() if isinstance(value, dict)]:
+            table.update({key: made for key, value in table.items() if value is raw})
+    setattr(owner, leaf, made)
+
+
+def judge(mutant: Mutant, verdict: Any) -> None:
+    """In a child: the verdict on one mutant."""
+    import pytest
+
+    class Witness:
+        failures: list[str] = []  # noqa: RUF012 (one child, one mutant)
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                self.failures.append(str(report.longrepr))
+
+    apply(mutant)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", mutant.test], plugins=[Witness()])
+    if code == pytest.ExitCode.OK:
+        verdict.send((SURVIVED, ""))
+    elif Witness.failures and any(sign in Witness.failures[0] for sign in BY_ASSERTION):
+        verdict.send((KILLED, ""))
+    else:
+        last = Witness.failures[0].strip().splitlines()[-1] if Witness.failures else f"pytest ended with {code}"
+        verdict.send((CRASHED, last))
+
+
+def run(mutants: Iterable[Mutant]) -> int:
+    """Judge all, print a line each, return the number that was not killed."""
+    import dpldm.train.finetune  # noqa: F401 (once, so that every child starts with it)
+
+    context, alive = multiprocessing.get_context("fork"), 0
+    for mutant in mutants:
+        start = time.monotonic()
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=judge, args=(mutant, theirs))
+        child.start()
+        theirs.close()
+        try:
+            verdict, detail = ours.recv()
+        except EOFError:
+            verdict, detail = CRASHED, "the child died"
+        child.join()
+        alive += verdict != KILLED
+        print(f"{verdict:8} {time.monotonic() - start:5.1f} s  {mutant.name}  {detail}", flush=True)
+    return alive
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    wanted = parser.parse_args().names
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.name in wanted]
+    alive = run(chosen)
+    print(f"{len(chosen) - alive} of {len(chosen)} killed")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
