@@ -22,9 +22,7 @@ def test_show_tells_plans_attempts_and_budget(finished: RunConfig, capsys: Captu
     assert "reserved  epsilon 0.5, delta 0.001" in shown
 
 
-def test_a_ledger_of_the_account_is_found_by_its_data_set(
-    finished: RunConfig, account: Path, capsys: Capture
-) -> None:
+def test_a_ledger_of_the_account_is_found_by_its_data_set(finished: RunConfig, account: Path, capsys: Capture) -> None:
     folder = account / "dpldm" / "ledgers"
     folder.mkdir(parents=True)
     assert main(["ledger", "show", "scans"]) == 2
@@ -50,7 +48,9 @@ def test_verify_finds_a_ledger_that_was_cut_or_replaced(finished_copy: RunConfig
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json", json.dumps({"ledger": {"head": 3}})])
-def test_what_is_no_release_is_refused(content: str | None, finished: RunConfig, tmp_path: Path, capsys: Capture) -> None:
+def test_what_is_no_release_is_refused(
+    content: str | None, finished: RunConfig, tmp_path: Path, capsys: Capture
+) -> None:
     if content is not None:
         (tmp_path / "privacy.json").write_text(content)
     assert main(["ledger", "verify", str(Run(finished).ledger), "--release", str(tmp_path)]) == 2

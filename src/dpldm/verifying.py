@@ -119,7 +119,7 @@ def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
     try:
         sentence = guarantee_sentence(statement)
         return all(sentence in card.read_text(encoding="utf-8") for card in cards)
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError):
         return False
 
 

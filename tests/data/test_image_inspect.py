@@ -49,7 +49,7 @@ def test_the_text_is_headed_internal_and_warns(clinic: Path) -> None:
     assert "Do not publish" in text.splitlines()[0]
     for part in ("4x3: 2", "healthy: 2, ill: 3", "e.png: ", "a.png, b.bmp", "at most 2 images each"):
         assert part in text
-    assert "the guarantee would be per image, not per person" in text
+    assert "set privacy.unit: group and privacy.max_images_per_group" in text
     assert "\x1b" not in text
 
 

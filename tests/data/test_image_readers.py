@@ -143,7 +143,6 @@ def test_jsonl_numbers_become_text_and_gaps_are_empty(tmp_path: Path) -> None:
         ("metadata.csv", "file_name\na.png\n", {"label_column": "class"}, "no column 'class'"),
         ("metadata.csv", "file_name,g\na.png,1\na.png,2\n", {}, "more than once"),
         ("metadata.csv", "file_name,g\na.png,1\n./a.png,2\n", {}, "more than once"),
-        ("metadata.csv", "file_name,g\na.png,\n", {"group_column": "g"}, "without a value in 'g'"),
         ("metadata.csv", "file_name,g\n,1\n", {}, "without a value in 'file_name'"),
         ("metadata.csv", "", {}, "no column"),
         ("metadata.csv", b"file_name\n\xff\xfe.png\n", {}, "cannot be read as CSV"),

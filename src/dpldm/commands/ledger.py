@@ -18,7 +18,12 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     for action in (show, verify):
         action.add_argument("ledger", help="dataset_id of a ledger in the account's folder, or a file")
     verify.add_argument(
-        "--release", type=Path, action="append", default=[], metavar="DIR", help="a release of this data set; repeatable"
+        "--release",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a release of this data set; repeatable",
     )
     given = parser.parse_args(words)
     path = _locate(given.ledger)

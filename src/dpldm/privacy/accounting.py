@@ -1,6 +1,7 @@
 """Epsilon and noise from dp-accounting's privacy loss distributions, cross-checked by Rényi DP.
 
-The mechanism is the Poisson-subsampled Gaussian, composed, with or without a largest batch. All results are upper bounds on epsilon (pessimistic
+The mechanism is the Poisson-subsampled Gaussian, composed, with or without a largest batch. All results are upper
+bounds on epsilon (pessimistic
 discretisation). dp-accounting is imported inside the functions, so that commands that do not account start fast.
 """
 
@@ -102,6 +103,7 @@ def calibrate_noise(
     The search runs on a grid ten times coarser, which is fast, still pessimistic, and costs at most half a percent
     of noise; the answer is then checked on the grid that epsilon is stated on.
     """
+
     def reached(noise_multiplier: float, discretisation: float = DISCRETISATION) -> float:
         settings = (sampling_probability, steps, delta, Adjacency.ADD_OR_REMOVE_ONE, discretisation, cap)
         return epsilon(noise_multiplier, *settings)

@@ -140,8 +140,8 @@ class ClippedSum:
         names, kind = self._owners[layer], kind_of(layer)
         if x.shape[0] != self._rows:
             raise UnsupportedModel(
-                f"The layer of {next(iter(names.values()))} saw {x.shape[0]} rows where {self._rows} were expected: its "
-                "input is shared between examples."
+                f"The layer of {next(iter(names.values()))} saw {x.shape[0]} rows where {self._rows} were expected: "
+                "its input is shared between examples."
             )
         if grad_output.dtype == torch.float16:
             raise UnsupportedModel("float16 cannot be trained privately: use float32, or bfloat16 autocast.")
@@ -186,8 +186,8 @@ def _refuse_mixing(model: nn.Module) -> None:
     for path, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise UnsupportedModel(
-                f"{path} is a {type(layer).__name__}, which mixes the examples of a batch: replace it by a GroupNorm, or "
-                "freeze it and call eval()."
+                f"{path} is a {type(layer).__name__}, which mixes the examples of a batch: replace it by a GroupNorm, "
+                "or freeze it and call eval()."
             )
 
 

@@ -35,8 +35,8 @@ def check_independence(
     difference = float((beside_one - beside_another).norm())
     if not difference <= TOLERANCE * float(beside_one.norm()):
         raise ExamplesMeet(
-            "The gradient of one example depends on another example of the same batch, so clipping cannot bound what an "
-            "example changes: remove what takes statistics over the batch."
+            "The gradient of one example depends on another example of the same batch, so clipping cannot bound what "
+            "an example changes: remove what takes statistics over the batch."
         )
 
 

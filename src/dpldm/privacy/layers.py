@@ -96,7 +96,7 @@ class ConvolutionTap:
     """A convolution is a linear layer over patches: the tokens are output positions, the inputs unfolded patches."""
 
     def forward(self, layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-        operation = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+        operation: Any = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
         settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
         result: Tensor = operation(x, layer.weight, layer.bias, *settings)
         return result
@@ -108,27 +108,25 @@ class ConvolutionTap:
         result: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, *settings)[0]
         return result
 
-    def gradients(
-        self, layer: nn.Conv1d | nn.Conv2d, x: Tensor, grad: Tensor, examples: int
-    ) -> dict[str, PerExample]:
+    def gradients(self, layer: nn.Conv1d | nn.Conv2d, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
         tokens = _by_example(_patches(layer, x), examples)  # (B, T, d), d = input channels * kernel
         outputs = _by_example(grad.flatten(2), examples)  # (B, T, p)
         if layer.groups == 1:
             return _with_bias(layer, Outer(tokens, outputs, layer.weight.shape), outputs)
-        grouped = [part.unflatten(2, (layer.groups, -1)) for part in (outputs, tokens)]
+        grouped = [part.reshape(*part.shape[:2], layer.groups, -1) for part in (outputs, tokens)]
         gradients = torch.einsum("btgp,btgd->bgpd", *grouped).reshape(examples, *layer.weight.shape)
         return _with_bias(layer, Dense(gradients), outputs)
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """What the kernel sees at every output position, (R, channels * kernel, T)."""
-    if set((*layer.kernel_size, *layer.stride)) == {1} and set(layer.padding) == {0}:
+    if {*layer.kernel_size, *layer.stride} == {1} and set(layer.padding) == {0}:
         return x.flatten(2)
     if isinstance(layer, nn.Conv2d):
         return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    line = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    kernel, dilation, padding, stride = ((neutral, int(each[0])) for each, neutral in zip(line, (1, 1, 0, 1), strict=True))
-    return F.unfold(x[:, :, None], kernel, dilation, padding, stride)
+    # A line is an image of one row.
+    kernel, dilation, stride = ((1, int(each[0])) for each in (layer.kernel_size, layer.dilation, layer.stride))
+    return F.unfold(x[:, :, None], kernel, dilation, (0, int(layer.padding[0])), stride)
 
 
 def _by_example(rows: Tensor, examples: int) -> Tensor:

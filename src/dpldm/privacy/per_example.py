@@ -111,7 +111,7 @@ class Outer:
         """Norms of materialised gradients, so few examples at a time that they fit into `DENSE_BYTES`."""
         examples = len(self.inputs)
         part = max(1, examples * DENSE_BYTES // max(1, self.dense_bytes()))
-        pieces = zip(self.inputs.split(part), self.outputs.split(part), strict=True)
+        pieces = zip(torch.split(self.inputs, part), torch.split(self.outputs, part), strict=True)
         return torch.cat([Outer(inputs, outputs).dense().squared_norms() for inputs, outputs in pieces])
 
 

@@ -71,8 +71,8 @@ class PrivacyPlan:
             raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
         if (self.max_batch_size is None) != (self.most_records is None):
             raise ValueError(
-                "privacy.max_batch_size and privacy.most_records belong together: how often a batch is cut depends on how "
-                "many records there can be at most."
+                "privacy.max_batch_size and privacy.most_records belong together: how often a batch is cut depends on "
+                "how many records there can be at most."
             )
         if self.max_batch_size is not None and self.most_records is not None:
             if self.max_batch_size < self.expected_batch_size:

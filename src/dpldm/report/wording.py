@@ -13,9 +13,10 @@ def upper(epsilon: float) -> str:
 def guarantee_sentence(statement: Mapping[str, Any]) -> str:
     """The guarantee in one sentence that defines its unit."""
     claim = statement["guarantee"]
+    replacing = f"replacing one: epsilon {upper(claim['epsilon_replace_one'])}"
     return (
         f"({upper(claim['epsilon'])}, {claim['delta']:g})-differentially private with respect to adding or removing "
-        f"{unit_in_words(claim['unit'])} in the training set (replacing one: epsilon {upper(claim['epsilon_replace_one'])})"
+        f"{unit_in_words(claim['unit'])} in the training set ({replacing})"
     )
 
 
