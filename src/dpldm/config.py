@@ -183,6 +183,9 @@ class PrivacyConfig(Section):
     """Public upper bound of the number of images, only for max_batch_size. A larger data set is refused."""
     clipping: Literal["flat", "automatic"] = "flat"
     """flat: gradients longer than C are cut to C. automatic: all are scaled to almost C (AUTO-S). The same noise."""
+    noise: Literal["float", "grid"] = "float"
+    """grid: sums and noise are whole multiples of a small step, which leaves floating-point attacks on the noise
+    nothing to work with. Costs some seconds a step per million parameters, and no privacy or quality."""
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""

@@ -106,7 +106,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
             "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
         },
-        "mechanism": f"Poisson-subsampled Gaussian, {plan.clipping} clipping, noise from the system's generator",
+        "mechanism": f"Poisson-subsampled Gaussian ({plan.noise} noise), {plan.clipping} clipping, system entropy",
         "declared_constants": _declared(config),
         "backbone": _backbone_facts(config),
         "software": _versions(),

@@ -199,6 +199,7 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
             max_batch_size=privacy.max_batch_size,
             most_records=privacy.most_records,
             clipping=privacy.clipping,
+            noise=privacy.noise,
             unit=privacy.unit,
             images_per_unit=privacy.max_images_per_group,
             public_benchmark=privacy.public_benchmark,

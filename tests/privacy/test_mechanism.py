@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
+from dpldm.privacy.grid import add_gaussian_on_grid
 from dpldm.privacy.ledger import BudgetExhausted, Ledger, LedgerError, open_ledger, read_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.sampling import poisson_batch
 
 UNITS = 50
 SILENT = 1e-12
@@ -91,8 +93,9 @@ def test_release_is_the_clipped_sum_over_the_constant_L_times_C(ledger: Ledger, 
     assert sizes - {20}, "the divisor L is shown to be a constant only if some batch has another size"
 
 
-def test_noise_has_scale_sigma_over_L_also_without_any_record(ledger: Ledger) -> None:
-    plan, model = replace(PLAN, noise_multiplier=3.0, max_grad_norm=1e-3), Model(width=300)
+@pytest.mark.parametrize("noise", ["float", "grid"])
+def test_noise_has_scale_sigma_over_L_also_without_any_record(ledger: Ledger, noise: str) -> None:
+    plan, model = replace(PLAN, noise_multiplier=3.0, max_grad_norm=1e-3, noise=noise), Model(width=300)
     ledger.register(plan)
     with model.clipped(plan) as clipped:
         mechanism = PrivateGradient(plan, ledger, clipped, 0, SystemEntropy())
@@ -105,6 +108,21 @@ def test_noise_has_scale_sigma_over_L_also_without_any_record(ledger: Ledger) ->
         values = torch.stack([first[name], second[name]]).double()
         assert float(values.std()) == pytest.approx(3.0 / 20, rel=5 / math.sqrt(values.numel()))
         assert bool((first[name] != second[name]).any()), "noise is drawn anew"
+
+
+def test_the_grid_is_that_of_all_parameters_together(ledger: Ledger) -> None:
+    """The rounding of 6 * 6 weights and 6 biases moves 42 coordinates; same entropy, so the values tell which step."""
+    plan, model = replace(PLAN, noise_multiplier=2.0, max_grad_norm=1.0, noise="grid"), Model()
+    ledger.register(plan)
+    with model.clipped(plan) as clipped:
+        mechanism = PrivateGradient(plan, ledger, clipped, 0, SeededEntropy(4))
+        mechanism.draw()
+        released = mechanism.release()
+    same = SeededEntropy(4)
+    assert poisson_batch(0, plan.sampling_probability, same).tolist() == []
+    for name, parameter in model.trainable.items():
+        expected = add_gaussian_on_grid(torch.zeros(parameter.shape), 2.0, 1.0, 42, same) * (1 / 20)
+        assert torch.equal(released[name], expected)
 
 
 def test_null_records_and_abandoned_attempts_leave_nothing(ledger: Ledger) -> None:

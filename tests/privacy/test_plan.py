@@ -104,6 +104,7 @@ def test_default_reserve_is_part_of_the_plan() -> None:
 
 TOGETHER = {
     "clipping": ({}, "automatic"),
+    "noise": ({}, "grid"),
     "unit": ({}, "group"),
     "images_per_unit": ({"unit": "group"}, 2),
     "max_batch_size": ({"max_batch_size": 200, "most_records": 2000}, 201),

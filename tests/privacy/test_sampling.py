@@ -124,6 +124,15 @@ def test_consecutive_draws_are_independent(draws: tuple[float, np.ndarray]) -> N
     assert_chi_square(float(np.square(products).sum()), UNITS)
 
 
+def test_forty_million_coins_at_a_usual_rate() -> None:
+    """What 4e7 coins resolve: the rate to 0.5 % (five standard errors), and the variance of a batch's size."""
+    q, units, draws = 0.0256, 10_000, 4_000
+    sizes = np.array([len(poisson_batch(units, q, SystemEntropy())) for _ in range(draws)])
+    assert abs(sizes.mean() / (q * units) - 1) < 0.005
+    low, high = stats.chi2.ppf([ALARM / 2, 1 - ALARM / 2], draws - 1) / (draws - 1)
+    assert low < sizes.var(ddof=1) / (units * q * (1 - q)) < high
+
+
 def test_system_entropy_never_repeats_itself() -> None:
     seen = {SystemEntropy().bytes(32) for _ in range(1000)}
     assert len(seen) == 1000

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy
+from dpldm.privacy.grid import add_gaussian_on_grid
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -68,10 +69,13 @@ class PrivateGradient:
         if not self._drawn:
             raise RuntimeError("release() without a fresh draw(): a sum must be noised once and paid for once.")
         self._drawn = False
-        plan = self._plan
-        standard_deviation = plan.noise_multiplier * plan.max_grad_norm
-        scale = 1.0 / (plan.expected_batch_size * plan.max_grad_norm)
-        return {
-            name: add_gaussian(total, standard_deviation, self._entropy) * scale
-            for name, total in self._clipped.take().items()
-        }
+        sums = self._clipped.take()
+        scale = 1.0 / (self._plan.expected_batch_size * self._plan.max_grad_norm)
+        coordinates = sum(total.numel() for total in sums.values())
+        return {name: self._noised(total, coordinates) * scale for name, total in sums.items()}
+
+    def _noised(self, total: Tensor, coordinates: int) -> Tensor:
+        sigma, clip_norm = self._plan.noise_multiplier, self._plan.max_grad_norm
+        if self._plan.noise == "grid":
+            return add_gaussian_on_grid(total, sigma, clip_norm, coordinates, self._entropy)
+        return add_gaussian(total, sigma * clip_norm, self._entropy)

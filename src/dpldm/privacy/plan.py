@@ -37,6 +37,7 @@ class PrivacyPlan:
     max_batch_size: int | None = None  # a larger Poisson draw is cut to it; None: never cut
     most_records: int | None = None  # public upper bound of the units, which a cut batch needs
     clipping: str = "flat"  # how a gradient is brought to norm C at most: see privacy/clipping.py
+    noise: str = "float"  # or "grid": sums and noise are integers, see privacy/grid.py
     unit: str = "image"  # or "group": all images of a person or patient; records, L and delta then count groups
     images_per_unit: int = 1  # m: a group keeps at most so many images, and has one gradient, their mean
     public_benchmark: bool = False  # a published data set: not protected by a cap, and reports say so
@@ -85,6 +86,8 @@ class PrivacyPlan:
             )
         if self.clipping not in ("flat", "automatic"):
             raise ValueError("privacy.clipping must be flat or automatic.")
+        if self.noise not in ("float", "grid"):
+            raise ValueError("privacy.noise must be float or grid.")
         if self.reserve_steps < 0:
             raise ValueError("privacy.reserve_steps must not be negative.")
         if self.attempts > MOST_ATTEMPTS:
@@ -165,6 +168,7 @@ def make_plan(
     max_batch_size: int | None = None,
     most_records: int | None = None,
     clipping: str = "flat",
+    noise: str = "float",
     unit: str = "image",
     images_per_unit: int = 1,
     public_benchmark: bool = False,
@@ -188,10 +192,11 @@ def make_plan(
         max_batch_size=max_batch_size,
         most_records=most_records,
         clipping=clipping,
+        noise=noise,
         unit=unit,
         images_per_unit=images_per_unit,
         noise_multiplier=0.0,
         public_benchmark=public_benchmark,
     )
-    noise = calibrate_noise(epsilon, delta, constants.sampling_probability, constants.attempts, constants.cap)
-    return replace(constants, noise_multiplier=noise)
+    sigma = calibrate_noise(epsilon, delta, constants.sampling_probability, constants.attempts, constants.cap)
+    return replace(constants, noise_multiplier=sigma)
