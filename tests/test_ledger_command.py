@@ -1,14 +1,16 @@
 """`dpldm ledger`: what was spent, told truly, and a cut or forked ledger found by what was published."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dpldm.cli import main
 from dpldm.config import RunConfig
+from dpldm.privacy.ledger import open_ledger
 from dpldm.releasing import release
-from dpldm.run import Run
+from dpldm.run import Run, plan_of
 
 Capture = pytest.CaptureFixture[str]
 
@@ -20,6 +22,17 @@ def test_show_tells_plans_attempts_and_budget(finished: RunConfig, capsys: Captu
     assert "cap       epsilon 0.5, delta 0.001" in shown
     assert "tiny: epsilon 0.5, delta 0.001, 2 of 3 attempts made" in shown
     assert "reserved  epsilon 0.5, delta 0.001" in shown
+
+
+def test_show_tells_when_the_data_had_changed(finished: RunConfig, tmp_path: Path, capsys: Capture) -> None:
+    plan = plan_of(finished)
+    with open_ledger(tmp_path / "l.jsonl", "scans", (10.0, 1e-1)) as ledger:
+        for run, fingerprint in [("one", "a"), ("two", "a"), ("three", "b")]:
+            ledger.register(replace(plan, run=run), fingerprint)
+    assert main(["ledger", "show", str(tmp_path / "l.jsonl")]) == 0
+    changed = [line for line in capsys.readouterr().out.splitlines() if "had changed" in line]
+    assert len(changed) == 1
+    assert "three" in changed[0]
 
 
 def test_a_ledger_of_the_account_is_found_by_its_data_set(finished: RunConfig, account: Path, capsys: Capture) -> None:

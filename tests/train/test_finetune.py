@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from dpldm.config import RunConfig, RuntimeConfig
-from dpldm.data.latents import PrivateLatents
+from dpldm.data.latents import PrivateLatents, fingerprint
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior
 from dpldm.models.backbone import load_backbone
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
-from dpldm.privacy.ledger import open_ledger, read_ledger
+from dpldm.privacy.ledger import fingerprint_key, open_ledger, read_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -590,6 +590,23 @@ def test_finetune_resumes_with_fresh_randomness(config: RunConfig, monkeypatch: 
     firsts = [tuple(noise.flatten()[:4].tolist()) for noise in noises]
     assert len(firsts) == 8, "four updates of two parameters"
     assert len(set(firsts)) == 8
+
+
+def test_a_plans_line_tells_the_state_of_the_data_to_the_holder_of_the_key(config: RunConfig, tmp_path: Path) -> None:
+    """An image more is another fingerprint in the same ledger: what was spent stays spent."""
+    privacy = config.privacy.model_copy(update={"cap": (10.0, 1e-2)})
+    first = config.model_copy(update={"privacy": privacy})
+    runs = [first.model_copy(update={"name": name}) for name in ("first", "same", "more")]
+    for run in runs[:2]:
+        list(finetune(run))
+    Image.new("L", (16, 16)).save(config.data.path / "dark" / "another.png")
+    list(finetune(runs[2]))
+    ledger = Run(first).ledger
+    plans = [line for line in read_ledger(ledger) if line["event"] == "plan"]
+    prints = [line["data"] for line in plans]
+    assert prints[0] == prints[1] != prints[2]
+    assert prints[2] == fingerprint(config.data, fingerprint_key(ledger))
+    assert sum(line["constants"]["epsilon"] for line in plans) == 3 * config.privacy.epsilon
 
 
 def test_a_lost_checkpoint_starts_again_and_gives_nothing_back(config: RunConfig) -> None:

@@ -54,12 +54,14 @@ def _shown(entries: list[dict[str, Any]]) -> str:
     created, plans = entries[0], [entry for entry in entries if entry["event"] == "plan"]
     cap = "none (public benchmark)" if created["cap"] is None else "epsilon {:g}, delta {:g}".format(*created["cap"])
     lines = [f"data set  {created['dataset_id']}", f"cap       {cap}", "", "plans, each paid for whole when it began:"]
-    for entry in plans:
+    for earlier, entry in zip([None, *plans], plans, strict=False):
         constants = entry["constants"]
         used = sum(line["event"] == "attempt" and line["plan"] == entry["plan"] for line in entries)
         total = constants["steps"] + constants["reserve_steps"]
         budget = f"epsilon {constants['epsilon']:g}, delta {constants['delta']:g}"
-        lines.append(f"  {printable(constants['run'])}: {budget}, {used} of {total} attempts made")
+        changed = earlier is not None and earlier["data"] != entry["data"]
+        note = "; the data had changed since the plan before" if changed else ""
+        lines.append(f"  {printable(constants['run'])}: {budget}, {used} of {total} attempts made{note}")
     spent = [sum(entry["constants"][key] for entry in plans) for key in ("epsilon", "delta")]
     head = entries[-1]
     lines += ["", f"reserved  epsilon {spent[0]:g}, delta {spent[1]:g}", f"head      {head['seq']} {head['hash']}"]

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpldm.config import DataConfig
-from dpldm.data.ingest import ingest
+from dpldm.data.ingest import ingest, keyed_fingerprint
 from dpldm.data.preprocessing import Preprocessing
 from dpldm.data.readers import open_source
+from dpldm.data.source import Source
 from dpldm.models.autoencoder import Posterior, encode
 from dpldm.models.backbone import read_card
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
@@ -94,8 +95,7 @@ def private_latents(
             cache = groups["latents"]
             posterior = Posterior(cache["mean"], cache["log_variance"])
             return PrivateLatents(posterior, cache["labels"], cache["usable"].bool(), cache.get("members"))
-    source = open_source(data.path, label_column=data.label_column, group_column=data.group_column)
-    records = ingest(source, preprocessing_of(data), data.labels, images_per_group)
+    records = ingest(_opened(data), preprocessing_of(data), data.labels, images_per_group)
     _log_problems(path.parent / "unreadable.jsonl", records.problems)
     posterior = encode(autoencoder, records.pixels)
     members = None if images_per_group is None else _members(records.units)
@@ -109,6 +109,15 @@ def private_latents(
     }
     save_checkpoint(path, {"latents": cache}, {"recipe": recipe})
     return latents
+
+
+def fingerprint(data: DataConfig, secret: bytes) -> str:
+    """`keyed_fingerprint` of the images that a config points to. INTERNAL."""
+    return keyed_fingerprint(_opened(data), secret)
+
+
+def _opened(data: DataConfig) -> Source:
+    return open_source(data.path, label_column=data.label_column, group_column=data.group_column)
 
 
 def _members(units: NDArray[np.int64]) -> Tensor:

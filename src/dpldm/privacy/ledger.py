@@ -5,9 +5,12 @@ budget. Each line is JSON with the sha256 of the line before it. A line is on di
 pays for, so whatever a kill interrupts has been charged: charged >= released, always.
 
     {"seq": 0, "event": "created", "dataset_id": ..., "cap": ..., "prev": "", "hash": ...}
-    {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, ...}
+    {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, "data": <keyed fingerprint>, ...}
     {"seq": 2, "event": "attempt", "plan": <digest>, "number": 1, ...}
     {"seq": 3, "event": "attempt", ...}
+
+Every plan's line holds a fingerprint of the data as it was then, keyed by a secret beside the ledger: it tells the holder
+alone whether the data changed between two plans. What was spent stays spent, whatever it says.
 
 Budgets across plans are reserved in advance: a plan enters with its whole (epsilon, delta), and the sums must stay
 within the cap that was declared when the ledger was created. Basic composition allows each plan to be chosen
@@ -81,8 +84,16 @@ class Ledger:
         digest = plan.digest()
         return sum(e["event"] == "attempt" and e["plan"] == digest for e in self._entries)
 
-    def register(self, plan: PrivacyPlan) -> None:
+    def holds(self, plan: PrivacyPlan) -> bool:
+        """Whether the plan is registered."""
+        digest = plan.digest()
+        return any(entry["event"] == "plan" and entry["plan"] == digest for entry in self._entries)
+
+    def register(self, plan: PrivacyPlan, fingerprint: str | None = None) -> None:
         """Reserve the plan's whole budget, once; registering it again changes nothing.
+
+        Args:
+            fingerprint: of the data, keyed by `fingerprint_key` (INTERNAL); None where there is no data to look at.
 
         Raises:
             LedgerError: the cap of this data set would be exceeded, the plan is for another data set, or it is no
@@ -91,9 +102,9 @@ class Ledger:
         digest, created = plan.digest(), self._entries[0]
         if plan.dataset_id != created["dataset_id"]:
             raise LedgerError(f"This ledger belongs to {created['dataset_id']!r}, not to {plan.dataset_id!r}.")
-        plans = [e for e in self._entries if e["event"] == "plan"]
-        if any(e["plan"] == digest for e in plans):
+        if self.holds(plan):
             return
+        plans = [e for e in self._entries if e["event"] == "plan"]
         cap = created["cap"]
         if cap is None and not plan.public_benchmark:
             raise LedgerError(
@@ -110,7 +121,7 @@ class Ledger:
                     f"{spent[0]:g} and {spent[1]:g} are reserved by earlier plans: this plan's {plan.epsilon:g} and "
                     f"{plan.delta:g} do not fit. Resume the earlier run, or lower privacy.epsilon and privacy.delta."
                 )
-        self._append({"event": "plan", "plan": digest, "constants": plan.constants()})
+        self._append({"event": "plan", "plan": digest, "constants": plan.constants(), "data": fingerprint})
 
     def charge(self, plan: PrivacyPlan) -> int:
         """Write the line of the next attempt, flushed to disk, and return its number (1, 2, ...).
@@ -119,13 +130,12 @@ class Ledger:
             BudgetExhausted: T + R attempts have been charged.
             LedgerError: the plan was never registered.
         """
-        digest = plan.digest()
-        if not any(e["event"] == "plan" and e["plan"] == digest for e in self._entries):
+        if not self.holds(plan):
             raise LedgerError("The plan has not been registered with this ledger.")
         used = self.attempts(plan)
         if used >= plan.attempts:
             raise BudgetExhausted
-        self._append({"event": "attempt", "plan": digest, "number": used + 1})
+        self._append({"event": "attempt", "plan": plan.digest(), "number": used + 1})
         return used + 1
 
     def contains(self, head: Head) -> bool:
@@ -150,6 +160,25 @@ class Ledger:
             raise _unwritable(self.path)
         self._entries.append(line)
         self._size += len(payload)
+
+
+def fingerprint_key(ledger: Path) -> bytes:
+    """The secret of a ledger's fingerprints: 32 random bytes in a file beside it, made when first asked for. INTERNAL.
+
+    A lost key costs nothing but that the next plan's data cannot be compared with the earlier ones'.
+
+    Raises:
+        LedgerError: the file cannot be written or read.
+    """
+    path = ledger.with_name(ledger.name + ".key")
+    try:
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(os.urandom(32))
+        return path.read_bytes()
+    except OSError:
+        raise _unwritable(path) from None
 
 
 def _create(path: Path, dataset_id: str, cap: tuple[float, float] | None) -> None:

@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from dpldm.config import OptimizerConfig, RunConfig
-from dpldm.data.latents import PrivateLatents, private_latents
+from dpldm.data.latents import PrivateLatents, fingerprint, private_latents
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
@@ -18,7 +18,7 @@ from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.independence import ExamplesMeet, check_independence
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, fingerprint_key, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -61,10 +61,16 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     try:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
             resume(tuner, run, plan, ledger)
-            ledger.register(plan)
+            register(plan, ledger, config)
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
     except LedgerError as error:
         raise UserError(str(error)) from None
+
+
+def register(plan: PrivacyPlan, ledger: Ledger, config: RunConfig) -> None:
+    """Reserve the plan's budget, and note which state of the data it is spent on."""
+    if not ledger.holds(plan):
+        ledger.register(plan, fingerprint(config.data, fingerprint_key(ledger.path)))
 
 
 def algorithm_1(
