@@ -1,15 +1,27 @@
 """Epsilon against closed forms, dp-accounting's own answer, Rényi DP, and values worked out elsewhere."""
 
 import math
+import warnings
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants.utils import get_noise_multiplier
 from scipy import optimize, stats
 
-from dpldm.privacy.accounting import DISCRETISATION, Adjacency, Cap, calibrate_noise, delta_at, epsilon, epsilon_rdp
+from dpldm.privacy.accounting import (
+    DISCRETISATION,
+    Adjacency,
+    Cap,
+    calibrate_noise,
+    delta_at,
+    epsilon,
+    epsilon_of_group,
+    epsilon_rdp,
+)
 
 DELTA = 1e-5
 
@@ -80,6 +92,51 @@ def test_is_the_librarys_own_pessimistic_answer(sigma: float, q: float, steps: i
 def test_known_values(sigma: float, adjacency: Adjacency, known: float) -> None:
     """q = 0.0256, 400 steps, delta 1e-5, worked out independently."""
     assert epsilon(sigma, 0.0256, 400, DELTA, adjacency) == pytest.approx(known, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("size", "known"), [(1, 1.00), (2, 2.16), (5, 6.19), pytest.param(10, 14.47, marks=pytest.mark.slow)]
+)
+def test_known_values_of_groups(size: int, known: float) -> None:
+    """The same setting, for all images of a person at once where the unit is an image."""
+    found = epsilon_of_group(2.113, 0.0256, 400, DELTA, size)
+    assert known - 0.006 <= found <= known * 1.02  # the coarse grid rounds up
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_group_in_every_batch_is_a_gaussian_of_its_size(size: int) -> None:
+    exact = epsilon_of(lambda eps: delta_of_gaussian(size * math.sqrt(10) / 8.0, eps), DELTA)
+    assert exact - 1e-9 <= epsilon_of_group(8.0, 1.0, 10, DELTA, size) <= exact + 2e-2
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "steps"), [(10.0, 1e-5, 4096 / 60000, 106), (1.0, 1e-5, 0.01, 500), (4.0, 1e-6, 0.05, 50)]
+)
+def test_noise_is_within_a_percent_of_what_opacus_finds(target: float, delta: float, q: float, steps: int) -> None:
+    """Another accountant (PRV, Gopi et al. 2021) in another library; its error allowance is 0.01 in epsilon."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = get_noise_multiplier(
+            target_epsilon=target,
+            target_delta=delta,
+            sample_rate=q,
+            steps=steps,
+            accountant="prv",
+            epsilon_tolerance=0.005,
+        )
+    assert calibrate_noise(target, delta, q, steps) == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000))
+def test_a_thousand_plans_are_never_above_renyi(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sigma, q = float(rng.uniform(0.5, 8.0)), float(10 ** rng.uniform(-4, 0))
+    steps, delta = int(10 ** rng.uniform(0, 3)), float(10 ** rng.uniform(-8, -3))
+    loose = epsilon_rdp(sigma, q, steps, delta)
+    grid = DISCRETISATION if loose < 1 else 10 * DISCRETISATION
+    if loose < 50:  # beyond, nothing is promised, and the grid has millions of points
+        assert 0 <= epsilon(sigma, q, steps, delta, discretisation=grid) <= loose + 1e-3
 
 
 @settings(max_examples=24, deadline=None)

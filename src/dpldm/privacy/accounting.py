@@ -1,8 +1,8 @@
 """Epsilon and noise from dp-accounting's privacy loss distributions, cross-checked by Rényi DP.
 
 The mechanism is the Poisson-subsampled Gaussian, composed, with or without a largest batch. All results are upper
-bounds on epsilon (pessimistic
-discretisation). dp-accounting is imported inside the functions, so that commands that do not account start fast.
+bounds on epsilon (pessimistic discretisation). dp-accounting is imported inside the functions, so that commands that
+do not account start fast.
 """
 
 from dataclasses import dataclass
@@ -75,6 +75,30 @@ def epsilon(
     accountant = PLDAccountant(_relation(adjacency), discretisation)
     accountant.compose(_event(noise_multiplier, sampling_probability, steps, cap))
     return float(accountant.get_epsilon(delta))
+
+
+def epsilon_of_group(
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    delta: float,
+    size: int,
+    discretisation: float = 10 * DISCRETISATION,
+) -> float:
+    """Upper bound of epsilon for adding or removing `size` units at once: what one image as the unit leaves a person.
+
+    Binomially many of the units are in a batch, and at worst their clipped gradients all point the same way: a mixture
+    of Gaussians at 0, 1, ..., size, which dominates (Ganesh 2024, arXiv 2401.10294).
+    """
+    from dp_accounting.pld.privacy_loss_distribution import from_mixture_gaussian_mechanism
+    from scipy.stats import binom
+
+    together = list(range(size + 1))
+    chances = [float(chance) for chance in binom.pmf(together, size, sampling_probability)]
+    attempt = from_mixture_gaussian_mechanism(
+        noise_multiplier, together, chances, value_discretization_interval=discretisation
+    )
+    return float(attempt.self_compose(steps).get_epsilon_for_delta(delta))
 
 
 def epsilon_rdp(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:

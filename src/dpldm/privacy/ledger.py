@@ -9,8 +9,8 @@ pays for, so whatever a kill interrupts has been charged: charged >= released, a
     {"seq": 2, "event": "attempt", "plan": <digest>, "number": 1, ...}
     {"seq": 3, "event": "attempt", ...}
 
-Every plan's line holds a fingerprint of the data as it was then, keyed by a secret beside the ledger: it tells the holder
-alone whether the data changed between two plans. What was spent stays spent, whatever it says.
+Every plan's line holds a fingerprint of the data as it was then, keyed by a secret beside the ledger: it tells the
+holder alone whether the data changed between two plans. What was spent stays spent, whatever it says.
 
 Budgets across plans are reserved in advance: a plan enters with its whole (epsilon, delta), and the sums must stay
 within the cap that was declared when the ledger was created. Basic composition allows each plan to be chosen
