@@ -1,0 +1,28 @@
+"""What the documents claim to be tested is tested: every test that they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def named_tests(page: str) -> list[tuple[str, str]]:
+    """(file below tests/, test or "") of every mention; `::test_x` belongs to the file named last."""
+    found, file = [], ""
+    for path, test in re.findall(r"`([\w/]+\.py)?(?:::(test_\w+))?`", page):
+        file = path or file
+        if (path and "test_" in path) or (test and not path):
+            found.append((file, test))
+    return found
+
+
+@pytest.mark.parametrize("page", ["docs/privacy.md"])
+def test_every_test_that_is_named_exists(page: str) -> None:
+    mentions = named_tests((ROOT / page).read_text(encoding="utf-8"))
+    assert len(mentions) > 40
+    for file, test in mentions:
+        path = ROOT / "tests" / file
+        assert path.is_file(), file
+        assert f"def {test}(" in path.read_text(encoding="utf-8") or not test, f"{file}::{test}"
