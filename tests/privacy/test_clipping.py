@@ -15,43 +15,7 @@ from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, de
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.per_example import Outer
-
-
-def clipped_sum_by_loop(model: nn.Module, losses_of, examples: int, clip_norm: float) -> dict[str, Tensor]:
-    """The definition: one backward pass per example, one norm over all trainable parameters."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p) for name, p in trainable.items()}
-    for i in range(examples):
-        gradients = torch.autograd.grad(losses_of(i), list(trainable.values()), allow_unused=True)
-        gradients = [
-            torch.zeros_like(p) if g is None else g for g, p in zip(gradients, trainable.values(), strict=True)
-        ]
-        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
-        factor = min(1.0, clip_norm / norm) if norm else 1.0
-        for name, gradient in zip(trainable, gradients, strict=True):
-            total[name] += factor * gradient
-    return total
-
-
-def assert_equal_sums(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-10) -> None:
-    assert ours.keys() == theirs.keys()
-    scale = max(float(t.abs().max()) for t in theirs.values())
-    assert scale > 0, "an oracle of zeros would pass anything"
-    for name, expected in theirs.items():
-        assert float((ours[name] - expected).abs().max()) <= tolerance * scale, name
-
-
-class Tokens(nn.Module):
-    """A layer under test followed by a fixed non-linear read-out, one loss per example."""
-
-    def __init__(self, layer: nn.Module, uses: int = 1) -> None:
-        super().__init__()
-        self.layer, self.uses = layer, uses
-
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(self.uses):
-            x = torch.sin(self.layer(x))
-        return x.square().flatten(1).sum(1) + x.flatten(1).sum(1)
+from oracles import Tokens, assert_equal_sums, clipped_sum_by_loop
 
 
 def layer_cases() -> list[tuple[str, nn.Module, tuple[int, ...], int]]:

@@ -141,7 +141,7 @@ class ClippedSum:
         if x.shape[0] != self._rows:
             raise UnsupportedModel(
                 f"The layer of {next(iter(names.values()))} saw {x.shape[0]} rows where {self._rows} were expected: "
-                "its input is shared between examples."
+                "its input is shared between examples, so freeze it or expand its input to one row for each."
             )
         if grad_output.dtype == torch.float16:
             raise UnsupportedModel("float16 cannot be trained privately: use float32, or bfloat16 autocast.")

@@ -15,9 +15,9 @@ from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
-from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
-from dpldm.privacy.independence import ExamplesMeet, check_independence
+from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
@@ -273,22 +273,25 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
 
 
 def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) -> None:
-    """Try two random examples: what the clipping bounds is only an example's own gradient.
+    """Try random examples: what the clipping bounds is only an example's own gradient.
 
     Raises:
-        UserError: the network lets examples of a batch meet.
+        UserError: the network lets examples of a batch meet, or has layers whose gradients cannot be clipped.
     """
     shape = torch.Size(latent_shape(backbone.autoencoder, config.data.image_size))
-    draws = fresh_draws(2, 1, shape, int(backbone.scheduler.config.num_train_timesteps), 0.0, SystemEntropy())
-    labels = torch.zeros(2, dtype=torch.int64) - (0 if config.data.labels else 1)
+    draws = fresh_draws(3, 1, shape, int(backbone.scheduler.config.num_train_timesteps), 0.0, SystemEntropy())
+    labels = torch.zeros(3, dtype=torch.int64) - (0 if config.data.labels else 1)
 
     def losses_of(means: Tensor) -> Tensor:
         made_up = PrivateLatents(Posterior(means, torch.zeros_like(means)), labels, labels >= -1)
-        return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(2), draws)
+        fixed = Draws(**{name: value[: len(means)] for name, value in vars(draws).items()})
+        return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(len(means)), fixed)
 
+    examples, others = torch.randn(3, *shape), torch.randn(2, *shape)
     try:
-        check_independence(losses_of, torch.randn(2, *shape), torch.randn(2, *shape), list(tuner.trainable.values()))
-    except ExamplesMeet as error:
+        check_independence(losses_of, examples[:2], others, list(tuner.trainable.values()))
+        check_example_gradients(tuner.network, tuner.trainable, losses_of, examples)
+    except (ExamplesMeet, UnsupportedModel) as error:
         raise UserError(f"The backbone {backbone.name} cannot be tuned privately. {error}") from None
 
 
