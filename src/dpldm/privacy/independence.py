@@ -68,8 +68,9 @@ def check_example_gradients(
     for count in (2, 3):
         truth = _gradient(losses_of(examples[:count])[0], list(trainable.values()))
         with ClippedSum(model, trainable, math.inf) as clipped:
-            clipped.accumulate(losses_of(examples[:count]), torch.arange(count, device=examples.device) == 0)
-            ours = torch.cat([total.flatten() for total in clipped.take().values()])
+            losses = losses_of(examples[:count])
+            clipped.accumulate(losses, torch.arange(count, device=losses.device) == 0)
+            ours = torch.cat([total.flatten() for total in clipped.take().values()]).to(truth)
         if not float((ours - truth).norm()) <= TOLERANCE * float(truth.norm()):
             raise UnsupportedModel(
                 "The gradient of a single example cannot be told from that of others: a trained layer is called with "
