@@ -273,6 +273,8 @@ class RuntimeConfig(Section):
     """Folder of all runs."""
     physical_batch_size: Count = 128
     """Examples per forward pass; memory only."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks compute: auto is CUDA where there is one. Noise is always drawn and added on the CPU."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of torch. Default: all cores."""
 

@@ -8,6 +8,7 @@ import torch
 
 from dpldm.config import RunConfig
 from dpldm.data.latents import PrivateLatents
+from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Posterior, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.privacy.accounting import Adjacency
@@ -48,7 +49,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         UserError: a constant is missing or out of range, or the backbone does not fit.
     """
     constants = plan_of(config)
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
     tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
     total = sum(p.numel() for p in tuner.network.parameters())
@@ -93,6 +94,7 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
             timesteps = int(backbone.scheduler.config.num_train_timesteps)
             draws = fresh_draws(size, constants.draws_per_example, torch.Size(shape[1:]), timesteps, 0.1, entropy)
             clipped.accumulate(example_losses(tuner.network, backbone.scheduler, stand_in, rows, draws))
+            clipped.take()  # waits for the device
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             step()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpldm.config import RunConfig, SamplingConfig
+from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import decode, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
@@ -51,7 +52,7 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
         UserError: the run has not been fine-tuned to its end.
     """
     run, settings = Run(config), config.sampling
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     network = tuned_network(config, backbone)
     labels = planned_labels(settings, len(config.data.labels))
     draw = Sampler(backbone, network, settings, config.data.image_size)
@@ -114,10 +115,10 @@ class Sampler:
     @torch.no_grad()
     def latents(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The reverse process from fresh Gaussian noise to latents (N, c, h, w)."""
-        classes = class_count(self.network)
-        wanted = condition(torch.where(labels < 0, classes, labels), classes)
-        unlabelled = condition(torch.full_like(labels, classes), classes)
-        x = torch.randn((len(labels), *self.shape), generator=generator)
+        classes, device = class_count(self.network), self.network.device
+        wanted = condition(torch.where(labels < 0, classes, labels), classes).to(device)
+        unlabelled = condition(torch.full_like(labels, classes), classes).to(device)
+        x = torch.randn((len(labels), *self.shape), generator=generator).to(device)  # the same on every device
         self.scheduler.set_timesteps(self.settings.steps)
         extra: dict[str, Any] = {"eta": self.settings.eta} if self.settings.sampler == "ddim" else {}
         for t in self.scheduler.timesteps:

@@ -162,7 +162,7 @@ def test_an_extractor_needs_its_weights(config: RunConfig, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"inception-v3 needs evaluation\.inception_weights"):
         check_evaluation(changed(config, "evaluation", extractor="inception-v3"))
 
-    def missing() -> None:
+    def missing(**settings: object) -> None:
         raise MissingExtra("efficientnet-lite-pytorch", "features", "The EfficientNet feature extractor")
 
     monkeypatch.setattr(module, "EfficientNetLite0", missing)

@@ -676,6 +676,26 @@ def test_a_refused_choice_of_parameters_leaves_no_ledger(
     assert not Run(config).ledger.exists()
 
 
+@pytest.mark.parametrize("harm", ["examples meet", "a layer that no tap knows"])
+def test_a_network_that_cannot_be_clipped_is_refused_before_the_ledger(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    ordinary = stage.Tuner.__init__
+
+    def changed(tuner: Tuner, *settings: Any) -> None:
+        ordinary(tuner, *settings)
+        embedder = tuner.network.encoder_hid_proj
+        if harm == "examples meet":
+            embedder.register_forward_hook(lambda module, inputs, output: output - output.mean(0))
+        else:
+            embedder.__class__ = type("Unknown", (torch.nn.Linear,), {"forward": lambda self, x: x @ self.weight.T})
+
+    monkeypatch.setattr(stage.Tuner, "__init__", changed)
+    with pytest.raises(UserError, match="cannot be tuned privately"):
+        next(finetune(config))
+    assert not Run(config).ledger.exists()
+
+
 def test_a_ledger_in_use_is_refused(config: RunConfig) -> None:
     next(run := finetune(config))
     with pytest.raises(UserError, match="wait"):

@@ -15,6 +15,7 @@ from dpldm.config import RunConfig
 from dpldm.data.ingest import Ingested, ingest
 from dpldm.data.latents import preprocessing_of
 from dpldm.data.readers import open_source
+from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.evaluation.classifiers import Kind
 from dpldm.evaluation.features import EfficientNetLite0, FeatureExtractor, InceptionV3
@@ -78,6 +79,7 @@ def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] 
             protocol=_protocol(config, len(synthetic.labels)),
             classes=classes,
             seeds=config.evaluation.seeds,
+            device=chosen_device(config.runtime.device).type,
             public_benchmark=public,
             on_epoch=on_epoch,
         )
@@ -106,9 +108,9 @@ def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> li
 
 
 def _extractor(config: RunConfig) -> FeatureExtractor:
-    settings = config.evaluation
+    settings, device = config.evaluation, chosen_device(config.runtime.device)
     if settings.extractor == "efficientnet-lite0":
-        return EfficientNetLite0()
+        return EfficientNetLite0(device=device)
     if settings.inception_weights is None:
         raise UserError("The extractor inception-v3 needs evaluation.inception_weights, a local weights file.")
-    return InceptionV3(settings.inception_weights)
+    return InceptionV3(settings.inception_weights, device)

@@ -95,7 +95,7 @@ def from_network(images: Tensor, image_size: int) -> np.ndarray:
 
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, pixels: np.ndarray, batch_size: int = 256) -> Posterior:
-    """Posterior of every image; `pixels` is uint8 (N, H, W, C).
+    """Posterior of every image, on the CPU; `pixels` is uint8 (N, H, W, C).
 
     Images never meet: convolutions and group norms treat each one alone, so a record's latent depends on that
     record only (tested), which is what lets a private cache be computed once.
@@ -103,18 +103,18 @@ def encode(autoencoder: AutoencoderKL, pixels: np.ndarray, batch_size: int = 256
     factor = downsampling(autoencoder)
     means, log_variances = [], []
     for start in range(0, len(pixels), batch_size):
-        batch = to_network(pixels[start : start + batch_size], factor)
+        batch = to_network(pixels[start : start + batch_size], factor).to(autoencoder.device)
         posterior = autoencoder.encode(batch).latent_dist
-        means.append(posterior.mean)
-        log_variances.append(posterior.logvar)
-    return Posterior(torch.cat(means).float(), torch.cat(log_variances).float())
+        means.append(posterior.mean.float().cpu())
+        log_variances.append(posterior.logvar.float().cpu())
+    return Posterior(torch.cat(means), torch.cat(log_variances))
 
 
 @torch.no_grad()
 def decode(autoencoder: AutoencoderKL, latents: Tensor, image_size: int, batch_size: int = 256) -> np.ndarray:
     """Latents (N, c, h, w) -> uint8 (N, image_size, image_size, C)."""
     decoded = [
-        from_network(autoencoder.decode(latents[start : start + batch_size]).sample, image_size)
+        from_network(autoencoder.decode(latents[start : start + batch_size].to(autoencoder.device)).sample, image_size)
         for start in range(0, len(latents), batch_size)
     ]
     return np.concatenate(decoded)

@@ -132,8 +132,12 @@ def read_card(name_or_path: str) -> dict[str, Any]:
     return card
 
 
-def load_backbone(name_or_path: str) -> Backbone:
+def load_backbone(name_or_path: str, device: torch.device | None = None) -> Backbone:
     """Load a backbone as float32, in evaluation mode, after checking its weights against their sha256.
+
+    Args:
+        name_or_path: a bundled name or a directory.
+        device: where its networks compute; the CPU by default.
 
     Raises:
         UserError: it does not exist, is damaged, or its weights are not the ones its provenance names.
@@ -151,8 +155,8 @@ def load_backbone(name_or_path: str) -> Backbone:
     scheduler = DDPMScheduler.from_pretrained(directory / "scheduler", local_files_only=True)
     return Backbone(
         name=card.pop("name"),
-        autoencoder=autoencoder.eval().requires_grad_(False),
-        denoiser=denoiser.eval().requires_grad_(False),
+        autoencoder=autoencoder.eval().requires_grad_(False).to(device or "cpu"),
+        denoiser=denoiser.eval().requires_grad_(False).to(device or "cpu"),
         scheduler=scheduler,
         provenance=card,
         sha256=digests,

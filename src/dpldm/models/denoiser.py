@@ -97,9 +97,9 @@ def adapt_to_labels(denoiser: UNet2DConditionModel, classes: int) -> None:
     """
     old = denoiser.encoder_hid_proj
     public_classes = old.in_features - 1
-    new = nn.Linear(classes + 1, old.out_features)
+    new = nn.Linear(classes + 1, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
     new.bias.copy_(old.bias)
     new.weight[:, :classes] = old.weight[:, :public_classes].mean(1, keepdim=True)
     new.weight[:, classes] = old.weight[:, public_classes]
-    denoiser.encoder_hid_proj = new.to(old.weight.dtype)
+    denoiser.encoder_hid_proj = new
     denoiser.register_to_config(encoder_hid_dim=classes + 1)

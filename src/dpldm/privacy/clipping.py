@@ -14,7 +14,8 @@ are taken of the same recorded numbers, so what bfloat16 rounds changes the grad
 refused: it needs loss scaling, whose skipped steps would depend on the data.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -108,21 +109,25 @@ class ClippedSum:
         """
         self._examples, self._rows = len(losses), len(losses) * images * self.draws
         self._pending.clear()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        stray = [name for name, p in self._parameters.items() if p.grad is not None]
-        if stray:
-            raise UnsupportedModel(f"{stray[0]} is used outside its own layer: its gradient cannot be clipped.")
-        with torch.no_grad():
-            factors = self._clip_factors(losses, keep)
-            for name, gradient in self._pending.items():
-                self._sums[name] += gradient.weighted_sum(factors)
+        with _full_precision(losses.device.type):
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            stray = [name for name, p in self._parameters.items() if p.grad is not None]
+            if stray:
+                raise UnsupportedModel(f"{stray[0]} is used outside its own layer: its gradient cannot be clipped.")
+            with torch.no_grad():
+                factors = self._clip_factors(losses, keep)
+                for name, gradient in self._pending.items():
+                    self._sums[name] += gradient.weighted_sum(factors)
         self._pending.clear()
 
     def take(self) -> dict[str, Tensor]:
-        """The clipped sum S of everything accumulated since the last call (PRIVATE: not yet noised); clears it."""
+        """The clipped sum S of everything accumulated since the last call (PRIVATE: not yet noised); clears it.
+
+        It is on the CPU, where the noise is drawn from the operating system's entropy and added in float64.
+        """
         taken = self._sums
         self._sums = {name: torch.zeros_like(t) for name, t in taken.items()}
-        return taken
+        return {name: t.cpu() for name, t in taken.items()}
 
     def _clip_factors(self, losses: Tensor, keep: Tensor | None) -> Tensor:
         """c_i, and 0 where the example must not count, (B,)."""
@@ -141,7 +146,7 @@ class ClippedSum:
         if x.shape[0] != self._rows:
             raise UnsupportedModel(
                 f"The layer of {next(iter(names.values()))} saw {x.shape[0]} rows where {self._rows} were expected: "
-                "its input is shared between examples."
+                "its input is shared between examples, so freeze it or expand its input to one row for each."
             )
         if grad_output.dtype == torch.float16:
             raise UnsupportedModel("float16 cannot be trained privately: use float32, or bfloat16 autocast.")
@@ -189,6 +194,19 @@ def _refuse_mixing(model: nn.Module) -> None:
                 f"{path} is a {type(layer).__name__}, which mixes the examples of a batch: replace it by a GroupNorm, "
                 "or freeze it and call eval()."
             )
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """No autocast and no TF32 around norms and sums: their rounding must be that of float32, which is what
+    `Outer._rounding_bound` allows for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

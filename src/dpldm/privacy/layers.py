@@ -250,6 +250,8 @@ def _kind_of_tapped(layer: nn.Module) -> Kind:
 
 def refusal(layer: nn.Module) -> str | None:
     """Why the example gradients of this layer's parameters cannot be taken, with the remedy; None if they can."""
+    if type(layer).__name__.startswith("Dora"):
+        return "belongs to DoRA, whose magnitudes scale a whole weight: set use_dora=False, which is plain LoRA"
     if kind_of(layer) is None:
         kinds = ", ".join(known.__name__ for known in KINDS)
         return f"belongs to a {type(layer).__name__}: freeze it, or use {kinds}"

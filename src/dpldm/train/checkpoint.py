@@ -87,5 +87,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
     for name, parameter in zip(names, parameters, strict=True):
         prefix = f"{name}/"
         state = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
-        if state:
-            optimizer.state[parameter] = state
+        if state:  # Adam counts its steps on the CPU, whatever the parameter's device
+            optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in state.items()}

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.latents import PrivateLatents, fingerprint, private_latents
+from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
-from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
-from dpldm.privacy.independence import ExamplesMeet, check_independence
+from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, fingerprint_key, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
@@ -44,7 +45,7 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
     """
     run, plan = Run(config), plan_of(config)
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
     run.create()
     tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
@@ -100,6 +101,7 @@ def algorithm_1(
                 records, weights = latents.records_of(batch[start : start + physical])
                 draws = fresh_draws(records.numel(), plan.draws_per_example, shape, timesteps, dropout, entropy)
                 losses = example_losses(tuner.network, scheduler, latents, records.flatten(), draws)
+                weights = weights.to(losses.device)
                 of_units = (losses.view_as(weights) * weights).sum(1)  # one gradient per unit: the mean over its images
                 mechanism.accumulate(of_units, weights.any(1), records.shape[1])  # clip each unit's to C, add
             tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average
@@ -141,14 +143,18 @@ def fresh_draws(
 def example_losses(
     network: UNet2DConditionModel, scheduler: DDPMScheduler, latents: PrivateLatents, rows: Tensor, draws: Draws
 ) -> Tensor:
-    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise)."""
-    each, classes = len(draws.timestep) // max(1, len(rows)), class_count(network)
+    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise).
+
+    Latents and draws are on the CPU; the rows of this pass are moved to the network's device.
+    """
+    device, each, classes = network.device, len(draws.timestep) // max(1, len(rows)), class_count(network)
     repeated = rows.repeat_interleave(each)
     samples = Posterior(latents.posterior.mean[repeated], latents.posterior.log_variance[repeated]).at(draws.latent)
     labels = latents.labels[rows]
     shown = torch.where(draws.null | (labels < 0), classes, labels)
     context = condition(shown, classes).repeat_interleave(each, 0)
-    losses = denoising_losses(network, scheduler, samples, context, draws.timestep, draws.noise)
+    inputs = (tensor.to(device) for tensor in (samples, context, draws.timestep, draws.noise))
+    losses = denoising_losses(network, scheduler, *inputs)
     return losses.view(-1, each).mean(1)
 
 
@@ -177,7 +183,7 @@ class Tuner:
         factor = min(1.0, (self.updates + 1) / (warmup + 1))
         self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * factor
         for name, parameter in self.trainable.items():
-            parameter.grad = gradient[name]
+            parameter.grad = gradient[name].to(parameter.device)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self._parameters)
@@ -206,7 +212,7 @@ class Tuner:
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(groups["network"][name])
-        self.average.shadow_params = [groups["average"][name] for name in names]
+        self.average.shadow_params = [groups["average"][name].to(p.device) for name, p in self.trainable.items()]
         self.average.optimization_step = average_step
         restore_optimizer(self.optimizer, names, groups["optimizer"])
         self.updates = updates
@@ -279,22 +285,25 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
 
 
 def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) -> None:
-    """Try two random examples: what the clipping bounds is only an example's own gradient.
+    """Try random examples: what the clipping bounds is only an example's own gradient.
 
     Raises:
-        UserError: the network lets examples of a batch meet.
+        UserError: the network lets examples of a batch meet, or has layers whose gradients cannot be clipped.
     """
     shape = torch.Size(latent_shape(backbone.autoencoder, config.data.image_size))
-    draws = fresh_draws(2, 1, shape, int(backbone.scheduler.config.num_train_timesteps), 0.0, SystemEntropy())
-    labels = torch.zeros(2, dtype=torch.int64) - (0 if config.data.labels else 1)
+    draws = fresh_draws(3, 1, shape, int(backbone.scheduler.config.num_train_timesteps), 0.0, SystemEntropy())
+    labels = torch.zeros(3, dtype=torch.int64) - (0 if config.data.labels else 1)
 
     def losses_of(means: Tensor) -> Tensor:
         made_up = PrivateLatents(Posterior(means, torch.zeros_like(means)), labels, labels >= -1)
-        return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(2), draws)
+        fixed = Draws(**{name: value[: len(means)] for name, value in vars(draws).items()})
+        return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(len(means)), fixed)
 
+    examples, others = torch.randn(3, *shape), torch.randn(2, *shape)
     try:
-        check_independence(losses_of, torch.randn(2, *shape), torch.randn(2, *shape), list(tuner.trainable.values()))
-    except ExamplesMeet as error:
+        check_independence(losses_of, examples[:2], others, list(tuner.trainable.values()))
+        check_example_gradients(tuner.network, tuner.trainable, losses_of, examples)
+    except (ExamplesMeet, UnsupportedModel) as error:
         raise UserError(f"The backbone {backbone.name} cannot be tuned privately. {error}") from None
 
 
