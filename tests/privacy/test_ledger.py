@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import ClassHistogram
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -399,3 +400,22 @@ def test_head_tells_continuations_from_forks_and_cuts(path: Path, small: bytes) 
         assert ledger.head.seq > heads[3].seq
         assert not ledger.contains(heads[3])
         assert all(ledger.contains(head) for head in heads[:3])
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def test_questions_and_attempts_are_counted_apart(ledger: Ledger, path: Path) -> None:
+    question = ClassHistogram(noise_multiplier=20.0, reserve=1)
+    plan, other = replace(PLAN, queries=(question,)), replace(PLAN, run="second", epsilon=0.5, queries=(question,))
+    ledger.register(plan)
+    ledger.register(other)
+    assert ledger.charge(plan) == 1
+    assert [ledger.charge_query(plan, question) for _ in range(2)] == [1, 2]
+    with pytest.raises(BudgetExhausted):
+        ledger.charge_query(plan, question)
+    assert ledger.charge(plan) == 2
+    assert ledger.charge_query(other, question) == 1, "another plan pays for questions of its own"
+    again = Ledger(path, read_ledger(path))
+    assert [again.attempts(plan), again.query_attempts(plan, question)] == [2, 2]
+    assert [again.attempts(other), again.query_attempts(other, question)] == [0, 1]

@@ -8,6 +8,7 @@ pays for, so whatever a kill interrupts has been charged: charged >= released, a
     {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, ...}
     {"seq": 2, "event": "attempt", "plan": <digest>, "number": 1, ...}
     {"seq": 3, "event": "attempt", ...}
+    {"seq": 4, "event": "query", "plan": <digest>, "query": "class_histogram", "number": 1, ...}
 
 Budgets across plans are reserved in advance: a plan enters with its whole (epsilon, delta), and the sums must stay
 within the cap that was declared when the ledger was created. Basic composition allows each plan to be chosen
@@ -26,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import Question
 
 
 class LedgerError(Exception):
@@ -33,7 +35,7 @@ class LedgerError(Exception):
 
 
 class BudgetExhausted(Exception):
-    """All attempts of the plan have been used. A normal end, not an error."""
+    """All attempts of the plan, or of a query, have been used. A normal end of a plan's attempts, not an error."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Ledger:
         digest = plan.digest()
         return sum(e["event"] == "attempt" and e["plan"] == digest for e in self._entries)
 
+    def query_attempts(self, plan: PrivacyPlan, question: Question) -> int:
+        """How often this plan's question has been asked so far."""
+        digest = plan.digest()
+        return sum(e["event"] == "query" and (e["plan"], e["query"]) == (digest, question.kind) for e in self._entries)
+
     def register(self, plan: PrivacyPlan) -> None:
         """Reserve the plan's whole budget, once; registering it again changes nothing.
 
@@ -119,14 +126,35 @@ class Ledger:
             BudgetExhausted: T + R attempts have been charged.
             LedgerError: the plan was never registered.
         """
-        digest = plan.digest()
-        if not any(e["event"] == "plan" and e["plan"] == digest for e in self._entries):
-            raise LedgerError("The plan has not been registered with this ledger.")
+        digest = self._registered(plan)
         used = self.attempts(plan)
         if used >= plan.attempts:
             raise BudgetExhausted
         self._append({"event": "attempt", "plan": digest, "number": used + 1})
         return used + 1
+
+    def charge_query(self, plan: PrivacyPlan, question: Question) -> int:
+        """Write the line of the next attempt at a question, flushed to disk, and return its number (1, 2, ...).
+
+        Raises:
+            BudgetExhausted: all attempts at this question have been charged.
+            LedgerError: the plan was never registered, or does not hold this question.
+        """
+        digest = self._registered(plan)
+        if question not in plan.queries:
+            raise LedgerError(f"The plan does not hold this question ({question.kind}).")
+        used = self.query_attempts(plan, question)
+        if used >= question.attempts:
+            raise BudgetExhausted
+        self._append({"event": "query", "plan": digest, "query": question.kind, "number": used + 1})
+        return used + 1
+
+    def _registered(self, plan: PrivacyPlan) -> str:
+        """The digest of a plan that this ledger holds."""
+        digest = plan.digest()
+        if not any(e["event"] == "plan" and e["plan"] == digest for e in self._entries):
+            raise LedgerError("The plan has not been registered with this ledger.")
+        return digest
 
     def contains(self, head: Head) -> bool:
         """Whether this ledger is a continuation of the one that had that head."""
