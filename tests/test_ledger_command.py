@@ -22,6 +22,13 @@ def test_show_tells_plans_attempts_and_budget(finished: RunConfig, capsys: Captu
     assert "reserved  epsilon 0.5, delta 0.001" in shown
 
 
+def test_show_tells_how_often_each_question_was_asked(answered: RunConfig, capsys: Capture) -> None:
+    assert main(["ledger", "show", str(Run(answered).ledger)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 3 attempts made\n    query class_histogram: noise 30, 1 of 3 attempts made\n" in shown
+    assert "    query class_means: noise 30, 1 of 3 attempts made\n" in shown
+
+
 def test_a_ledger_of_the_account_is_found_by_its_data_set(finished: RunConfig, account: Path, capsys: Capture) -> None:
     folder = account / "dpldm" / "ledgers"
     folder.mkdir(parents=True)

@@ -60,6 +60,13 @@ def _shown(entries: list[dict[str, Any]]) -> str:
         total = constants["steps"] + constants["reserve_steps"]
         budget = f"epsilon {constants['epsilon']:g}, delta {constants['delta']:g}"
         lines.append(f"  {printable(constants['run'])}: {budget}, {used} of {total} attempts made")
+        for query in constants.get("queries", ()):
+            asked = sum(
+                line["event"] == "query" and (line["plan"], line["query"]) == (entry["plan"], query["kind"])
+                for line in entries
+            )
+            paid = f"{asked} of {1 + query['reserve']} attempts made"
+            lines.append(f"    query {printable(query['kind'])}: noise {query['noise_multiplier']:g}, {paid}")
     spent = [sum(entry["constants"][key] for entry in plans) for key in ("epsilon", "delta")]
     head = entries[-1]
     lines += ["", f"reserved  epsilon {spent[0]:g}, delta {spent[1]:g}", f"head      {head['seq']} {head['hash']}"]

@@ -77,11 +77,9 @@ def class_sums(question: ClassMeans, places: Places, latents: Tensor, classes: i
         part = slice(start, start + UNITS_AT_ONCE)
         rows = Places(places.records[part], places.labels[part], places.weights[part])
         z = flat[rows.records].double()  # (u, m, d)
-        finite = torch.isfinite(z).all(2)
-        z = z.masked_fill(~finite[:, :, None], 0.0)
-        z = z / z.norm(dim=2, keepdim=True).clamp(min=question.clip_norm)  # norm at most 1, in units of R
-        shares = rows.shares(classes, finite)
+        shares = rows.shares(classes, usable=torch.isfinite(z).all(2))
         known = shares > 0
+        z = z / z.norm(dim=2, keepdim=True).clamp(min=question.clip_norm)  # norm at most 1, in units of R
         vectors = torch.cat([z, torch.full_like(z[:, :, :1], weight)], 2) / math.hypot(1, weight)
         total.index_add_(0, rows.labels[known], vectors[known] * shares[known][:, None])
     return total
