@@ -25,8 +25,9 @@ from dpldm.privacy.queries import (
     class_shares,
     class_sums,
     counts_by_share,
+    score_sums,
 )
-from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
+from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, Question
 
 K, D = 3, 4
 HISTOGRAM, MEANS = ClassHistogram(noise_multiplier=20.0), ClassMeans(noise_multiplier=5.0, clip_norm=2.0)
@@ -71,11 +72,15 @@ def places_of(data: list[Unit]) -> tuple[Places, Tensor]:
 def total_of(question: Question, data: list[Unit]) -> Tensor:
     """The sum that the noise is added to."""
     places, flat = places_of(data)
+    if isinstance(question, CandidateScores):
+        return score_sums(question, places, flat.flatten(1))
     return class_sums(question, places, flat, K) if isinstance(question, ClassMeans) else class_counts(places, K)
 
 
 def total_by_hand(question: Question, data: list[Unit]) -> Tensor:
     """The same, image by image, from the definition."""
+    if isinstance(question, CandidateScores):
+        return scores_by_hand(data)
     wide = D + 1 if isinstance(question, ClassMeans) else 1
     total = torch.zeros(K, wide, dtype=torch.float64)
     for unit in data:
@@ -94,7 +99,24 @@ def total_by_hand(question: Question, data: list[Unit]) -> Tensor:
     return total if wide > 1 else total[:, 0]
 
 
-QUESTIONS = [HISTOGRAM, MEANS, replace(MEANS, count_weight=1.0), replace(MEANS, count_weight=3.0, clip_norm=0.1)]
+def scores_by_hand(data: list[Unit]) -> Tensor:
+    """The latent stands for the scores of D candidates; the label does not matter."""
+    total = torch.zeros(D, dtype=torch.float64)
+    for unit in data:
+        for _, readable, scores in unit:
+            if readable and all(math.isfinite(score) for score in scores):
+                total += torch.tensor([min(max(score, 0.0), 1.0) for score in scores]).double() / len(unit)
+    return total / math.sqrt(D)
+
+
+SCORES = CandidateScores(noise_multiplier=5.0, candidates=D)
+QUESTIONS = [
+    SCORES,
+    HISTOGRAM,
+    MEANS,
+    replace(MEANS, count_weight=1.0),
+    replace(MEANS, count_weight=3.0, clip_norm=0.1),
+]
 
 
 # --- sensitivity --------------------------------------------------------------------------------------------------
@@ -114,8 +136,11 @@ def test_a_unit_more_moves_a_sum_by_at_most_1_and_another_by_at_most_replace_one
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=str)
 def test_the_bounds_are_reached(question: Question) -> None:
-    """They could not be smaller: a unit at the clip norm; against it its opposite, or one of another class."""
-    far = [9.0, 0.0, 0.0, 0.0]
+    """They could not be smaller: a unit at the clip norm; against it its opposite, or one of another class.
+
+    (For scores, the opposite of all 1 is all 0.)
+    """
+    far = [9.0] * D
     one, opposite, elsewhere = ([(k, True, [s * x for x in far])] for k, s in ((0, 1), (0, -1), (1, 1)))
     empty, full = total_of(question, []), total_of(question, [one])
     assert float((full - empty).norm()) == pytest.approx(1.0, abs=1e-12)

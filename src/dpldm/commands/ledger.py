@@ -57,9 +57,12 @@ def _shown(entries: list[dict[str, Any]]) -> str:
     for entry in plans:
         constants = entry["constants"]
         used = sum(line["event"] == "attempt" and line["plan"] == entry["plan"] for line in entries)
-        total = constants["steps"] + constants["reserve_steps"]
         budget = f"epsilon {constants['epsilon']:g}, delta {constants['delta']:g}"
-        lines.append(f"  {printable(constants['run'])}: {budget}, {used} of {total} attempts made")
+        if constants.get("kind") == "selection":
+            state = f"selection among {constants['candidates']} candidates, {'begun' if used else 'not begun'}"
+        else:
+            state = f"{used} of {constants['steps'] + constants['reserve_steps']} attempts made"
+        lines.append(f"  {printable(constants['run'])}: {budget}, {state}")
         for query in constants.get("queries", ()):
             asked = sum(
                 line["event"] == "query" and (line["plan"], line["query"]) == (entry["plan"], query["kind"])

@@ -126,6 +126,30 @@ def epsilon_rdp(
     return float(accountant.get_epsilon(delta))
 
 
+def epsilon_of_selection(
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    delta: float,
+    mean_trials: float,
+    beside: tuple[WholeRelease, ...] = (),
+) -> float:
+    """Upper bound of epsilon of the best of a geometric number of trials (add or remove one), by Rényi DP.
+
+    Each trial is `steps` attempts and what is released beside them. Papernot and Steinke 2022 (arXiv 2110.03620),
+    theorem 2 with eta = 1. There is no such bound in dp-accounting for PLD, nor for replacing one.
+    """
+    from dp_accounting import ComposedDpEvent
+    from dp_accounting.dp_event import RepeatAndSelectDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    attempts = _event(noise_multiplier, sampling_probability, steps)
+    trial = ComposedDpEvent([attempts, *(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE) for release in beside)])
+    accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
+    accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
+    return float(accountant.get_epsilon(delta))
+
+
 def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, target_epsilon: float) -> float:
     """Upper bound of delta at `target_epsilon` (add or remove one): the other way to read the same curve."""
     from dp_accounting.pld import PLDAccountant

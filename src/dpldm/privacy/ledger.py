@@ -22,12 +22,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import Question
+
+
+class Budgeted(Protocol):
+    """What a ledger reserves a budget for: a run's plan, or a selection among many trials."""
+
+    @property
+    def dataset_id(self) -> str: ...
+
+    @property
+    def epsilon(self) -> float: ...
+
+    @property
+    def delta(self) -> float: ...
+
+    @property
+    def public_benchmark(self) -> bool: ...
+
+    @property
+    def attempts(self) -> int:
+        """The most that will ever be charged."""
+        ...
+
+    def digest(self) -> str:
+        """Identity: any change of a constant changes it."""
+        ...
+
+    def constants(self) -> dict[str, Any]:
+        """JSON values, among them `run`, `epsilon` and `delta`."""
+        ...
 
 
 class LedgerError(Exception):
@@ -78,7 +107,7 @@ class Ledger:
                 "remove privacy.cap, or set it to that."
             )
 
-    def attempts(self, plan: PrivacyPlan) -> int:
+    def attempts(self, plan: Budgeted) -> int:
         """Attempts charged to this plan so far."""
         digest = plan.digest()
         return sum(e["event"] == "attempt" and e["plan"] == digest for e in self._entries)
@@ -88,7 +117,7 @@ class Ledger:
         digest = plan.digest()
         return sum(e["event"] == "query" and (e["plan"], e["query"]) == (digest, question.kind) for e in self._entries)
 
-    def register(self, plan: PrivacyPlan) -> None:
+    def register(self, plan: Budgeted) -> None:
         """Reserve the plan's whole budget, once; registering it again changes nothing.
 
         Raises:
@@ -119,7 +148,7 @@ class Ledger:
                 )
         self._append({"event": "plan", "plan": digest, "constants": plan.constants()})
 
-    def charge(self, plan: PrivacyPlan) -> int:
+    def charge(self, plan: Budgeted) -> int:
         """Write the line of the next attempt, flushed to disk, and return its number (1, 2, ...).
 
         Raises:
@@ -149,7 +178,7 @@ class Ledger:
         self._append({"event": "query", "plan": digest, "query": question.kind, "number": used + 1})
         return used + 1
 
-    def _registered(self, plan: PrivacyPlan) -> str:
+    def _registered(self, plan: Budgeted) -> str:
         """The digest of a plan that this ledger holds."""
         digest = plan.digest()
         if not any(e["event"] == "plan" and e["plan"] == digest for e in self._entries):

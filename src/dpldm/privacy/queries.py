@@ -17,7 +17,7 @@ from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import ClassMeans, Question
+from dpldm.privacy.questions import CandidateScores, ClassMeans, Question
 
 UNITS_AT_ONCE = 1024
 """Units whose latents are summed together: memory only."""
@@ -31,16 +31,13 @@ class Places:
     labels: Tensor  # (U, m) int64, its class; anything outside 0 .. K-1 is unknown
     weights: Tensor  # (U, m) what it counts: not negative, 0 for null records and for places left empty
 
-    def shares(self, classes: int, usable: Tensor | None = None) -> Tensor:
-        """(U, m) float64 weights, no row adding up to more than 1, and 0 where the class is unknown.
+    def known(self, classes: int) -> Tensor:
+        """(U, m) bool, where the class is one of K."""
+        return (self.labels >= 0) & (self.labels < classes)
 
-        Args:
-            usable: (U, m) bool, further places that count.
-        """
-        counts = (self.labels >= 0) & (self.labels < classes)
-        if usable is not None:
-            counts &= usable
-        weights = self.weights.double().clamp(min=0.0) * counts
+    def shares(self, counted: Tensor) -> Tensor:
+        """(U, m) float64 weights where `counted`, (U, m) bool, else 0; no row adds up to more than 1."""
+        weights = self.weights.double().clamp(min=0.0) * counted
         return weights / weights.sum(1, keepdim=True).clamp(min=1.0)
 
 
@@ -59,7 +56,7 @@ def ask(question: Question, total: Callable[[], Tensor], plan: PrivacyPlan, ledg
 
 def class_counts(places: Places, classes: int) -> Tensor:
     """Sum over units of their shares in each class, (K,) float64. PRIVATE until it is noised."""
-    shares = places.shares(classes)
+    shares = places.shares(places.known(classes))
     known = shares > 0
     return torch.zeros(classes, dtype=torch.float64).index_add_(0, places.labels[known], shares[known])
 
@@ -77,12 +74,25 @@ def class_sums(question: ClassMeans, places: Places, latents: Tensor, classes: i
         part = slice(start, start + UNITS_AT_ONCE)
         rows = Places(places.records[part], places.labels[part], places.weights[part])
         z = flat[rows.records].double()  # (u, m, d)
-        shares = rows.shares(classes, usable=torch.isfinite(z).all(2))
+        shares = rows.shares(rows.known(classes) & torch.isfinite(z).all(2))
         known = shares > 0
         z = z / z.norm(dim=2, keepdim=True).clamp(min=question.clip_norm)  # norm at most 1, in units of R
         vectors = torch.cat([z, torch.full_like(z[:, :, :1], weight)], 2) / math.hypot(1, weight)
         total.index_add_(0, rows.labels[known], vectors[known] * shares[known][:, None])
     return total
+
+
+def score_sums(question: CandidateScores, places: Places, scores: Tensor) -> Tensor:
+    """Sum over units of the mean scores of their images / sqrt(k), (k,) float64. PRIVATE.
+
+    Args:
+        scores: (N, k) for each record; cut to 0 .. 1 here. A record with one that is not finite counts nothing.
+    """
+    rows = scores[places.records].double()  # (U, m, k)
+    shares = places.shares(torch.isfinite(rows).all(2))
+    counted = shares > 0
+    total = (rows[counted].clamp(0.0, 1.0) * shares[counted][:, None]).sum(0)
+    return total / math.sqrt(question.candidates)
 
 
 # --- what becomes of answers: post-processing ---------------------------------------------------------------------

@@ -96,7 +96,32 @@ class ClassMeans(Question):
         return max(math.sqrt(2), 2 / math.hypot(1, self.count_weight))
 
 
-KINDS: dict[str, type[Question]] = {question.kind: question for question in (ClassHistogram, ClassMeans)}
+@dataclass(frozen=True, kw_only=True)
+class CandidateScores(Question):
+    """Scores of k candidates that were fixed in advance, each between 0 and 1 for every image, added up over units.
+
+    A unit contributes (the means of its images' scores) / sqrt(k). Which candidate has the largest noised score is
+    post-processing.
+    """
+
+    kind = "candidate_scores"
+    candidates: int  # k
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        if type(self.candidates) is not int or not 1 <= self.candidates <= 1000:
+            raise ValueError(f"The candidates of {self.kind} must be a whole number from 1 to 1000.")
+
+    @property
+    def replace_one(self) -> float:
+        """1: no score can change by more than from 0 to 1, which is what adding a unit can do already."""
+        return 1.0
+
+
+KINDS: dict[str, type[Question]] = {
+    question.kind: question for question in (ClassHistogram, ClassMeans, CandidateScores)
+}
 
 
 def question_of(constants: Mapping[str, Any]) -> Question:

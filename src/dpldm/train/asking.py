@@ -16,7 +16,7 @@ from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import Places, ask, class_counts, class_sums
-from dpldm.privacy.questions import ClassMeans, Question
+from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
 from dpldm.run import Run
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
@@ -75,6 +75,10 @@ def _total(question: Question, latents: PrivateLatents, classes: int) -> Tensor:
     """The sum that `question` asks for. PRIVATE."""
     records, weights = latents.records_of(torch.arange(latents.units))
     places = Places(records, latents.labels[records], weights)
-    if isinstance(question, ClassMeans):
-        return class_sums(question, places, latents.posterior.mean, classes)
-    return class_counts(places, classes)
+    match question:
+        case ClassHistogram():
+            return class_counts(places, classes)
+        case ClassMeans():
+            return class_sums(question, places, latents.posterior.mean, classes)
+        case _:
+            raise NotImplementedError(question.kind)  # a run has nothing to score candidates by
