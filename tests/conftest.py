@@ -11,7 +11,7 @@ from dpldm.config import RunConfig
 from dpldm.models.autoencoder import build_autoencoder
 from dpldm.models.backbone import Backbone
 from dpldm.models.denoiser import build_denoiser, build_scheduler
-from tiny_runs import tiny_settings, write_images
+from tiny_runs import ASKED, tiny_settings, write_images
 
 torch.set_num_threads(1)
 
@@ -50,24 +50,44 @@ def raw(tmp_path: Path, tiny_backbone: Path, image_folder: Path) -> dict[str, An
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RunConfig:
     """A run that was fine-tuned and sampled, shared by all tests: look, do not touch (see `finished_copy`)."""
-    from dpldm.sampling import sample
-    from dpldm.train.finetune import finetune
+    return _finished(tmp_path_factory.mktemp("finished"), tiny_backbone, {})
 
-    directory = tmp_path_factory.mktemp("finished")
-    config = RunConfig.model_validate(tiny_settings(directory, tiny_backbone, write_images(directory / "images")))
-    assert len(list(finetune(config))) == 2
-    assert list(sample(config))[-1].done == 24
-    return config
+
+@pytest.fixture(scope="session")
+def answered(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RunConfig:
+    """A finished run that asked for a class histogram and class means: look, do not touch (see `answered_copy`)."""
+    return _finished(tmp_path_factory.mktemp("answered"), tiny_backbone, ASKED)
 
 
 @pytest.fixture
 def finished_copy(tmp_path: Path, finished: RunConfig) -> RunConfig:
     """The finished run in a folder of the test's own."""
-    output = tmp_path / "copied-runs"
-    shutil.copytree(finished.runtime.output, output)
-    return finished.model_copy(
+    return _copy(finished, tmp_path / "copied-runs")
+
+
+@pytest.fixture
+def answered_copy(tmp_path: Path, answered: RunConfig) -> RunConfig:
+    """The answered run in a folder of the test's own."""
+    return _copy(answered, tmp_path / "copied-answered-runs")
+
+
+def _finished(directory: Path, backbone: Path, privacy: dict[str, Any]) -> RunConfig:
+    from dpldm.sampling import sample
+    from dpldm.train.finetune import finetune
+
+    settings = tiny_settings(directory, backbone, write_images(directory / "images"))
+    settings["privacy"] |= privacy
+    config = RunConfig.model_validate(settings)
+    assert len(list(finetune(config))) == 2
+    assert list(sample(config))[-1].done == 24
+    return config
+
+
+def _copy(config: RunConfig, output: Path) -> RunConfig:
+    shutil.copytree(config.runtime.output, output)
+    return config.model_copy(
         update={
-            "runtime": finished.runtime.model_copy(update={"output": output}),
-            "privacy": finished.privacy.model_copy(update={"ledger": output / "ledgers" / "scans.jsonl"}),
+            "runtime": config.runtime.model_copy(update={"output": output}),
+            "privacy": config.privacy.model_copy(update={"ledger": output / "ledgers" / "scans.jsonl"}),
         }
     )

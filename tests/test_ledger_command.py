@@ -9,6 +9,8 @@ import pytest
 from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.privacy.ledger import open_ledger
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import SelectionPlan
 from dpldm.releasing import release
 from dpldm.run import Run, plan_of
 
@@ -33,6 +35,35 @@ def test_show_tells_when_the_data_had_changed(finished: RunConfig, tmp_path: Pat
     changed = [line for line in capsys.readouterr().out.splitlines() if "had changed" in line]
     assert len(changed) == 1
     assert "three" in changed[0]
+
+
+def test_show_tells_how_often_each_question_was_asked(answered: RunConfig, capsys: Capture) -> None:
+    assert main(["ledger", "show", str(Run(answered).ledger)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 3 attempts made\n    query class_histogram: noise 30, 1 of 3 attempts made\n" in shown
+    assert "    query class_means: noise 30, 1 of 3 attempts made\n" in shown
+
+
+def test_show_tells_of_a_selection_without_its_number_of_trials(tmp_path: Path, capsys: Capture) -> None:
+    trial = PrivacyPlan(
+        dataset_id="scans",
+        run="search",
+        epsilon=1.0,
+        delta=1e-5,
+        records=1000,
+        expected_batch_size=100,
+        steps=10,
+        reserve_steps=5,
+        max_grad_norm=1e-3,
+        draws_per_example=1,
+        noise_multiplier=9.0,
+    )
+    plan, path = SelectionPlan(trial, mean_trials=5.0, candidates=3), tmp_path / "scans.jsonl"
+    with open_ledger(path, "scans", (1.0, 1e-5)) as ledger:
+        ledger.register(plan)
+        ledger.charge(plan)
+    assert main(["ledger", "show", str(path)]) == 0
+    assert "  search: epsilon 1, delta 1e-05, selection among 3 candidates, begun\n" in capsys.readouterr().out
 
 
 def test_a_ledger_of_the_account_is_found_by_its_data_set(finished: RunConfig, account: Path, capsys: Capture) -> None:

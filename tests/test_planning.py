@@ -19,6 +19,7 @@ from dpldm.planning import HARD_TO_LEARN, Forecast, plan
 from dpldm.privacy.accounting import Adjacency
 from dpldm.report.forecast import forecast_table
 from dpldm.report.wording import upper
+from tiny_runs import ASKED
 
 
 def forecast(raw: dict[str, Any], *, timed: bool = False, **changes: Any) -> Forecast:
@@ -136,6 +137,25 @@ def test_the_table_shows_every_number(raw: dict[str, Any]) -> None:
     ):
         assert part in text, part
     assert "fine-tuning here" not in shown(forecast(raw))
+
+
+def test_questions_are_shown_with_what_they_cost(raw: dict[str, Any]) -> None:
+    made = forecast(raw, privacy=raw["privacy"] | ASKED)
+    text = shown(made)
+    assert made.epsilon_of_queries == made.plan.epsilon_after(0)
+    for part in (
+        "query class_histogram │ noise 30, once, 2 in reserve",
+        "query class_means │ noise 30, once, 2 in reserve",
+        f"queries alone │ epsilon {upper(made.epsilon_of_queries)}, part of the guarantee's",
+    ):
+        assert part in text, part
+    assert any("20 records per class" in warning for warning in made.warnings)
+    assert "quer" not in shown(forecast(raw))
+
+
+def test_questions_that_cost_more_than_the_budget_are_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="give queries more noise, or choose a larger epsilon"):
+        forecast(raw, privacy=raw["privacy"] | {"histogram_noise": 1.0})
 
 
 @given(st.floats(0, 1e6))

@@ -36,9 +36,15 @@ MODEL = {
     "model/unet/diffusion_pytorch_model.safetensors",
     "model/scheduler/scheduler_config.json",
 }
-DATA = {"synthetic.npz", "synthetic/README.md", "synthetic/metadata.csv"} | {
-    f"synthetic/{('dark', 'light')[row % 2]}/{row:06d}.png" for row in range(24)
-}
+
+
+def data_of(labels: list[int]) -> set[str]:
+    """Files of synthetic images with these labels."""
+    names = {f"synthetic/{('dark', 'light')[label]}/{row:06d}.png" for row, label in enumerate(labels)}
+    return {"synthetic.npz", "synthetic/README.md", "synthetic/metadata.csv"} | names
+
+
+DATA = data_of([0, 1] * 12)
 
 
 def contents(directory: Path) -> set[str]:
@@ -338,3 +344,17 @@ def test_the_data_card_counts_what_is_there(finished: RunConfig) -> None:
     assert "* 24 images, 16 x 16, classes: dark, light" in synthetic_card(finished, statement)
     counted = finished.model_copy(update={"sampling": finished.sampling.model_copy(update={"label_counts": (3, 4)})})
     assert "* 7 images" in synthetic_card(counted, statement)
+
+
+def test_cards_and_statement_tell_of_the_questions(answered_copy: RunConfig, finished_copy: RunConfig) -> None:
+    target = release(answered_copy)
+    card, data_card = ((target / name).read_text() for name in ("README.md", "synthetic/README.md"))
+    assert "| query class_histogram | noise multiplier 30, attempts accounted 1 + 2 |" in card
+    assert "classes are as frequent as a noised histogram says" in data_card
+    statement = statement_of(target)
+    assert statement["guarantee"]["covers"].startswith("all noised gradients and query answers of the run")
+    assert statement["mechanism"].startswith("Gaussian queries, then Poisson-subsampled Gaussian")
+    assert contents(target) == data_of(load_synthetic(answered_copy).labels.tolist()) | COMMON, "answers stay inside"
+    plain = release(finished_copy)
+    assert "quer" not in (plain / "README.md").read_text()
+    assert "their true frequencies were not used" in (plain / "synthetic" / "README.md").read_text()

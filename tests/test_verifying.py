@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,3 +301,95 @@ def test_a_folder_without_statement_is_refused(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "nowhere", Path(os.devnull)):
         with pytest.raises(UserError, match="give the directory that `dpldm release` made"):
             verify(directory)
+
+
+# --- questions beside the gradients ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked_original(answered: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("asked")
+    shutil.copytree(answered.runtime.output, output, dirs_exist_ok=True)
+    return release(answered.model_copy(update={"runtime": answered.runtime.model_copy(update={"output": output})}))
+
+
+@pytest.fixture
+def asked(asked_original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(asked_original, tmp_path / "asked"))
+
+
+def test_an_honest_release_with_questions_passes(asked: Path) -> None:
+    statement = json.loads((asked / "privacy.json").read_text())
+    assert [query["kind"] for query in statement["plan"]["queries"]] == ["class_histogram", "class_means"]
+    assert failed(asked) == set()
+
+
+def query_edit(number: int, redigested: bool = True, **change: Any) -> Callable[[Statement], Any]:
+    def edit_query(s: Statement) -> None:
+        s["plan"]["queries"][number].update(change)
+        if redigested:
+            redigest(s)
+
+    return edit_query
+
+
+def without_queries(s: Statement) -> None:
+    del s["plan"]["queries"]
+
+
+def one_query_less(s: Statement) -> None:
+    s["plan"]["queries"].pop()
+    redigest(s)
+
+
+def questions_that_were_not_paid_for(s: Statement) -> None:
+    s["plan"]["queries"][0]["reserve"] = 40
+    redigest(s)
+
+
+QUERY_EDITS: dict[str, tuple[Callable[[Statement], Any], set[str]]] = {
+    "more noise claimed": (query_edit(0, redigested=False, noise_multiplier=300.0), {"plan digest"}),
+    "another clip norm": (query_edit(1, redigested=False, clip_norm=1.0), {"plan digest"}),
+    "queries left out": (without_queries, {"plan digest"}),
+    "a forged plan with less noise": (
+        query_edit(0, noise_multiplier=15.0),
+        {"epsilon", "epsilon, replace one"},
+    ),
+    "a forged plan with more attempts": (questions_that_were_not_paid_for, {"epsilon", "epsilon, replace one"}),
+    "a sensitivity of the forger's own": (query_edit(1, replace_one=0.1), {"refused"}),
+    "noise out of range": (query_edit(1, noise_multiplier=1e9), {"plan"}),
+    "an unknown kind": (query_edit(1, kind="median"), {"plan"}),
+    "the same question twice": (query_edit(1, kind="class_histogram"), {"refused"}),
+    "a count without weight, so that replacing looks cheaper": (
+        query_edit(1, count_weight=float("nan")),
+        {"plan"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUERY_EDITS)
+def test_an_edited_question_fails(name: str, asked: Path) -> None:
+    change, expected = QUERY_EDITS[name]
+    edit(asked, change)
+    try:
+        found = failed(asked)
+    except UserError as error:
+        assert "has one that cannot be" in str(error)  # noqa: PT017
+        found = {"refused"}
+    assert expected <= found <= expected | {"cards"}
+
+
+def test_replacing_is_recomputed_with_the_sensitivity_of_the_question(asked: Path) -> None:
+    """With a count that weighs nothing, opposite latents of one class are 2 apart, and adding is what it was."""
+    edit(asked, query_edit(1, count_weight=1e-6))
+    assert failed(asked) == {"epsilon, replace one"}
+
+
+def test_a_ledger_too_short_for_the_questions_fails(asked: Path) -> None:
+    edit(asked, lambda s: s["ledger"]["head"].update(seq=4))  # created, plan and two attempts would end at 3
+    assert failed(asked) == {"ledger"}
+
+
+def test_verifying_questions_needs_no_torch() -> None:
+    code = "import sys, dpldm.verifying; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -44,6 +44,10 @@ def tiny_settings(directory: Path, backbone: Path, images: Path) -> dict[str, An
     }
 
 
+ASKED = {"histogram_noise": 30.0, "class_means_noise": 30.0}
+"""Settings of `privacy` that make a tiny run ask both questions."""
+
+
 class Means:
     """Features without a network: the mean of each quarter of an image."""
 

@@ -186,6 +186,15 @@ class PrivacyConfig(Section):
     noise: Literal["float", "grid"] = "float"
     """grid: sums and noise are whole multiples of a small step, which leaves floating-point attacks on the noise
     nothing to work with. Costs some seconds a step per million parameters, and no privacy or quality."""
+    histogram_noise: float | None = None
+    """Standard deviation of the noise on a class histogram, asked once before tuning: synthetic classes are then as
+    frequent as it says, if sampling.label_counts is left out. Part of epsilon; 20 to 50 costs little. Blank: not
+    asked."""
+    class_means_noise: float | None = None
+    """Noise multiplier of the mean latent of each class, asked once before tuning and kept in the run's folder. Part of
+    epsilon. Blank: not asked."""
+    class_means_clip: Positive | None = None
+    """R: norm to which latents are cut for class_means_noise. Default: the root of the number of their entries."""
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""
@@ -246,7 +255,8 @@ class SamplingConfig(Section):
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance: 1 is none, above 1 sharpens classes at twice the work."""
     label_counts: tuple[int, ...] | None = None
-    """Images per class, in the order of data.labels, instead of equal shares. Must not come from the data."""
+    """Images per class, in the order of data.labels, instead of equal shares, or of the shares of
+    privacy.histogram_noise. Must not come from the data."""
     seed: int = Field(0, ge=0)
     """Seed of the starting noise. Public."""
     batch_size: Count = 500
@@ -299,6 +309,13 @@ class RunConfig(Section):
     def _groups_have_a_column(self) -> Self:
         if self.privacy.unit == "group" and self.data.group_column is None:
             raise ValueError("privacy.unit: group needs data.group_column, which names the person of each image")
+        return self
+
+    @model_validator(mode="after")
+    def _questions_about_classes_have_classes(self) -> Self:
+        asked = (self.privacy.histogram_noise, self.privacy.class_means_noise)
+        if asked != (None, None) and not self.data.labels:
+            raise ValueError("privacy.histogram_noise and class_means_noise need the classes that data.labels declares")
         return self
 
     @model_validator(mode="after")

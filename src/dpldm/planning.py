@@ -15,6 +15,7 @@ from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import ClassHistogram
 from dpldm.run import plan_of
 from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws
 
@@ -30,6 +31,7 @@ class Forecast:
     epsilon_curve: list[tuple[int, float]]  # (attempts, epsilon)
     epsilon: float
     epsilon_replace_one: float
+    epsilon_of_queries: float  # what the plan's questions alone would cost; part of epsilon
     trainable_parameters: int
     total_parameters: int
     noise_to_signal: float
@@ -62,6 +64,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         epsilon_curve=constants.epsilon_curve(8),
         epsilon=constants.epsilon_after(constants.attempts),
         epsilon_replace_one=constants.epsilon_after(constants.attempts, Adjacency.REPLACE_ONE),
+        epsilon_of_queries=constants.epsilon_after(0),
         trainable_parameters=tuned,
         total_parameters=total,
         noise_to_signal=ratio,
@@ -115,6 +118,15 @@ def _warnings(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float)
             f"Noise-to-signal {noise_to_signal:.1f} is above {HARD_TO_LEARN:g}: do not expect this run to learn much. "
             "What helps: more records, a larger expected_batch_size, a larger epsilon, or a smaller trainable set "
             "(trainable: condition)."
+        )
+    classes = max(1, len(config.data.labels))
+    if any(
+        isinstance(question, ClassHistogram) and question.noise_multiplier * classes > constants.records / 4
+        for question in constants.queries
+    ):
+        found.append(
+            f"privacy.histogram_noise is large beside {constants.records / classes:.0f} records per class: the "
+            "frequencies of the classes will be mostly noise."
         )
     if constants.epsilon > 5:
         found.append(f"Epsilon {constants.epsilon:g} is a weak worst-case promise; 1 is strong.")

@@ -87,6 +87,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
     """
     plan, updates = finished_plan(config)
     entries = ledger_entries(config)
+    answers, first = (" and query answers", "Gaussian queries, then ") if plan.queries else ("", "")
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {
@@ -95,7 +96,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "delta": plan.delta,
             "adjacency": Adjacency.ADD_OR_REMOVE_ONE.value,
             "unit": plan.unit,
-            "covers": "all noised gradients of the run, hence every model and image made from them",
+            "covers": f"all noised gradients{answers} of the run, hence every model and image made from them",
             "public_benchmark": plan.public_benchmark,
         },
         "plan": plan.constants(),
@@ -106,7 +107,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
             "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
         },
-        "mechanism": f"Poisson-subsampled Gaussian ({plan.noise} noise), {plan.clipping} clipping, system entropy",
+        "mechanism": f"{first}Poisson-subsampled Gaussian ({plan.noise} noise), {plan.clipping} clipping",
         "declared_constants": _declared(config),
         "backbone": _backbone_facts(config),
         "software": _versions(),

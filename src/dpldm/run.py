@@ -7,6 +7,7 @@ runs/NAME/  config.resolved.yaml
 """
 
 import json
+import math
 import os
 import shutil
 import stat
@@ -22,6 +23,7 @@ from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import WEIGHTS, locate_backbone
 from dpldm.privacy.plan import PrivacyPlan, make_plan
+from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
 from dpldm.train.checkpoint import replace_file
 
 
@@ -45,6 +47,16 @@ class Run:
     def checkpoint(self) -> Path:
         """Tuned weights, averages and optimizer state: functions of noised gradients."""
         return self.private / "finetune.safetensors"
+
+    @property
+    def answers(self) -> Path:
+        """Folder of the noised answers to the plan's questions."""
+        return self.private / "answers"
+
+    @property
+    def started(self) -> bool:
+        """Whether something was released on these settings and these images: an answer, or an update."""
+        return self.checkpoint.exists() or any(self.answers.glob("*.safetensors"))
 
     @property
     def latents(self) -> Path:
@@ -78,12 +90,12 @@ class Run:
         return self.directory / "config.resolved.yaml"
 
     def create(self) -> None:
-        """Make the folders and write the resolved config. Settings bind a run from its first checkpoint on.
+        """Make the folders and write the resolved config. Settings bind a run from its first answer or update on.
 
         Raises:
             UserError: the run was trained with other settings, its folder cannot be written, or its disk is too full.
         """
-        if self.checkpoint.exists():
+        if self.started:
             self.require_same_training()
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         try:
@@ -157,17 +169,38 @@ def disk_space(config: RunConfig) -> int:
     A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam); a
     backbone stores it once in float16. The old one stays until the new one is complete.
     """
-    backbone = locate_backbone(config.backbone)
-    autoencoder = json.loads((backbone / "vae" / "config.json").read_text(encoding="utf-8"))
-    side = -(-config.data.image_size // 2 ** (len(autoencoder["block_out_channels"]) - 1))
-    latent = 2 * 4 * autoencoder["latent_channels"] * side**2  # mean and log-variance, float32
-    checkpoint = 4 * 2 * (backbone / WEIGHTS[1]).stat().st_size
+    latent = 2 * 4 * latent_entries(config)  # mean and log-variance, float32
+    checkpoint = 4 * 2 * (locate_backbone(config.backbone) / WEIGHTS[1]).stat().st_size
     return int((config.privacy.records or 0) * latent + 2 * checkpoint)
+
+
+def latent_entries(config: RunConfig) -> int:
+    """d, the numbers in the latent of an image, from the backbone's settings alone."""
+    settings = locate_backbone(config.backbone) / "vae" / "config.json"
+    autoencoder = json.loads(settings.read_text(encoding="utf-8"))
+    side = -(-config.data.image_size // 2 ** (len(autoencoder["block_out_channels"]) - 1))
+    return int(autoencoder["latent_channels"] * side**2)
 
 
 def default_batch(records: int) -> int:
     """L = records / 8, at most 4,096: large batches are what DP-SGD needs most."""
     return max(1, min(4096, records // 8))
+
+
+def questions_of(config: RunConfig) -> tuple[Question, ...]:
+    """What the config asks beside the gradients.
+
+    Raises:
+        ValueError: a constant is out of range.
+    """
+    privacy, questions = config.privacy, list[Question]()
+    if privacy.histogram_noise is not None:
+        questions.append(ClassHistogram(noise_multiplier=privacy.histogram_noise))
+    if privacy.class_means_noise is not None:
+        # Public latents have deviation 1 in every channel, so this is about their norm.
+        clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))
+        questions.append(ClassMeans(noise_multiplier=privacy.class_means_noise, clip_norm=clip_norm))
+    return tuple(questions)
 
 
 def plan_of(config: RunConfig) -> PrivacyPlan:
@@ -203,6 +236,7 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
             unit=privacy.unit,
             images_per_unit=privacy.max_images_per_group,
             public_benchmark=privacy.public_benchmark,
+            queries=questions_of(config),
         )
     except ValueError as error:
         raise UserError(str(error)) from None

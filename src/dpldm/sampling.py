@@ -23,10 +23,11 @@ from dpldm.errors import UserError
 from dpldm.models.autoencoder import decode, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
 from dpldm.models.denoiser import class_count, condition
+from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
 from dpldm.train.public_data import step_generator
-from dpldm.tuned import finished_plan, tuned_network
+from dpldm.tuned import finished_plan, noised_histogram, tuned_network
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
     Raises:
         UserError: the run has not been fine-tuned to its end.
     """
-    run, settings = Run(config), config.sampling
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     network = tuned_network(config, backbone)
+    run, settings = Run(config), settings_of_sampling(config)
     labels = planned_labels(settings, len(config.data.labels))
     draw = Sampler(backbone, network, settings, config.data.image_size)
     run.synthetic.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
         UserError: some are missing, or the run was trained with other settings.
     """
     finished_plan(config)
-    run, settings = Run(config), config.sampling
+    run, settings = Run(config), settings_of_sampling(config)
     paths = sorted(run.synthetic.glob(f"batch-*-{_settings_key(run, settings)}.npz"))
     parts = []
     for path in paths:
@@ -87,8 +88,20 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
     return SyntheticSet(np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]))
 
 
+def settings_of_sampling(config: RunConfig) -> SamplingConfig:
+    """The settings, with label counts from the run's noised histogram if it has one and the user gave none.
+
+    That is all that the histogram is used for.
+    """
+    settings = config.sampling
+    noised = noised_histogram(config) if settings.label_counts is None else None
+    if noised is None:
+        return settings
+    return settings.model_copy(update={"label_counts": counts_by_share(class_shares(noised), settings.count)})
+
+
 def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
-    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional. Uses no private count."""
+    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional. Uses no exact count."""
     if classes == 0:
         return torch.full((settings.count,), -1)
     if settings.label_counts is None:

@@ -16,7 +16,9 @@ from dpldm.models.backbone import Backbone, read_card, weights_digest
 from dpldm.models.denoiser import adapt_to_labels
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import ClassHistogram
 from dpldm.run import Run, plan_of, require_same_backbone
+from dpldm.train.asking import read_answer
 from dpldm.train.checkpoint import load_checkpoint
 
 
@@ -66,6 +68,23 @@ def with_weights(network: UNet2DConditionModel, classes: int, weights: Mapping[s
     for name, tensor in weights.items():
         parameters[name].copy_(tensor)
     return network.eval().requires_grad_(False)
+
+
+def noised_histogram(config: RunConfig) -> Tensor | None:
+    """The answer to the run's class histogram, (K,); None if the plan does not ask for it.
+
+    Raises:
+        UserError: see `finished_plan`; or the answer is gone, or not this plan's.
+    """
+    plan, _ = finished_plan(config)
+    run, ledger = Run(config), Ledger(Run(config).ledger, ledger_entries(config))
+    for question in plan.queries:
+        if isinstance(question, ClassHistogram):
+            answer = read_answer(run, plan, question, ledger)
+            if answer is None:
+                raise UserError(f"The run {config.name!r} lacks its histogram: restore {run.answers} from a copy.")
+            return answer
+    return None
 
 
 def ledger_entries(config: RunConfig) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def verify(directory: Path) -> list[Check]:
 
 def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
     try:
-        plan = PrivacyPlan(**statement["plan"])
+        plan = PrivacyPlan.from_constants(statement["plan"])
     except ValueError as error:
         return [Check("plan", False, str(error))]
     claimed = statement["guarantee"]
@@ -107,9 +107,9 @@ def _is_closed(statement: dict[str, Any]) -> bool:
 
 
 def _fits(statement: dict[str, Any], plan: PrivacyPlan) -> bool:
-    """A ledger holds two lines (created, plan) before the first attempt."""
+    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query."""
     ledger, declared = statement["ledger"], statement["declared_constants"]
-    long_enough = ledger["head"]["seq"] >= statement["updates"] + 1
+    long_enough = ledger["head"]["seq"] >= 1 + len(plan.queries) + statement["updates"]
     return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == plan.records)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, fingerprint_key, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import ClassHistogram
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -421,3 +422,22 @@ def test_one_line_a_plan_whether_the_data_changed_or_not(tmp_path: Path) -> None
                 ledger.register(replace(PLAN, run=run), fingerprint)
             heads.append(ledger.head.seq)
     assert heads[0] == heads[1]
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def test_questions_and_attempts_are_counted_apart(ledger: Ledger, path: Path) -> None:
+    question = ClassHistogram(noise_multiplier=20.0, reserve=1)
+    plan, other = replace(PLAN, queries=(question,)), replace(PLAN, run="second", epsilon=0.5, queries=(question,))
+    ledger.register(plan)
+    ledger.register(other)
+    assert ledger.charge(plan) == 1
+    assert [ledger.charge_query(plan, question) for _ in range(2)] == [1, 2]
+    with pytest.raises(BudgetExhausted):
+        ledger.charge_query(plan, question)
+    assert ledger.charge(plan) == 2
+    assert ledger.charge_query(other, question) == 1, "another plan pays for questions of its own"
+    again = Ledger(path, read_ledger(path))
+    assert [again.attempts(plan), again.query_attempts(plan, question)] == [2, 2]
+    assert [again.attempts(other), again.query_attempts(other, question)] == [0, 1]

@@ -1,5 +1,6 @@
 """The plan: what it refuses, what its noise is calibrated for, and what its digest covers."""
 
+import json
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from dpldm.privacy.accounting import Adjacency, epsilon
 from dpldm.privacy.plan import PrivacyPlan, default_reserve, make_plan
+from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -109,6 +111,7 @@ TOGETHER = {
     "images_per_unit": ({"unit": "group"}, 2),
     "max_batch_size": ({"max_batch_size": 200, "most_records": 2000}, 201),
     "most_records": ({"max_batch_size": 200, "most_records": 2000}, 2001),
+    "queries": ({}, (ClassHistogram(noise_multiplier=20.0),)),
 }
 """Constants that are valid only beside others, or among few values: (the others, another value)."""
 
@@ -149,3 +152,84 @@ def test_epsilon_curve_is_an_upper_bound_that_grows_to_the_final_value(sigma: fl
     for number, value in curve[:: max(1, len(curve) // 3)]:
         exact = plan.epsilon_after(number)
         assert exact <= value <= exact + 0.02
+
+
+# --- questions beside the gradients -------------------------------------------------------------------------------
+
+HISTOGRAM, MEANS = ClassHistogram(noise_multiplier=20.0), ClassMeans(noise_multiplier=30.0, clip_norm=8.0)
+ASKING = replace(PLAN, queries=(HISTOGRAM, MEANS))
+
+
+def test_a_plan_without_questions_is_the_plan_it_was_before_they_existed() -> None:
+    """Ledgers, checkpoints and releases hold its digest."""
+    assert "queries" not in PLAN.constants()
+    assert "queries" in ASKING.constants()
+
+
+def test_the_noise_pays_for_the_questions_too() -> None:
+    wanted = asked(epsilon=1.0, steps=10, reserve_steps=30)
+    alone, beside = make_plan(**wanted), make_plan(**wanted, queries=ASKING.queries)
+    assert beside.noise_multiplier > alone.noise_multiplier
+    assert 0.97 < beside.epsilon_after(40) <= 1.0
+    assert 0.2 < beside.epsilon_after(0) < beside.epsilon_after(1) < beside.epsilon_after(40)
+    assert all(value > beside.epsilon_after(0) for _, value in beside.epsilon_curve(8))
+    assert beside.epsilon_curve(8)[-1] == (40, beside.epsilon_after(40))
+
+
+def test_questions_that_leave_nothing_for_the_gradients_are_refused() -> None:
+    greedy = ClassHistogram(noise_multiplier=1.0)
+    with pytest.raises(ValueError, match=r"its queries alone cost \d+\.\d+: give queries more noise"):
+        make_plan(**asked(epsilon=1.0), queries=(greedy,))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        replace(HISTOGRAM, noise_multiplier=20.000001),
+        replace(HISTOGRAM, reserve=1),
+        replace(MEANS, clip_norm=8.5),
+        replace(MEANS, count_weight=0.3),
+        replace(MEANS, noise_multiplier=31.0),
+    ],
+)
+def test_digest_covers_every_constant_of_a_question(question: Question) -> None:
+    others = tuple(question if known.kind == question.kind else known for known in ASKING.queries)
+    assert replace(ASKING, queries=others).digest() != ASKING.digest()
+
+
+def test_a_plan_is_what_its_constants_say() -> None:
+    for plan in (PLAN, ASKING):
+        stored = json.loads(json.dumps(plan.constants()))
+        assert PrivacyPlan.from_constants(stored) == plan
+        assert PrivacyPlan.from_constants(stored).digest() == plan.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": 0.29},
+        {"noise_multiplier": float("nan")},
+        {"noise_multiplier": float("inf")},
+        {"noise_multiplier": True},
+        {"noise_multiplier": "20"},
+        {"reserve": -1},
+        {"reserve": 1.5},
+        {"reserve": 101},
+        {"clip_norm": 0.0},
+        {"clip_norm": float("nan")},
+        {"count_weight": -0.25},
+        {"count_weight": float("inf")},
+        {"kind": "median"},
+        {"replace_one": 0.1},
+    ],
+)
+def test_constants_of_a_question_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    stored = ASKING.constants()
+    stored["queries"][1] |= change
+    with pytest.raises((ValueError, TypeError), match=r"class_means|unknown kind|replace_one"):
+        PrivacyPlan.from_constants(stored)
+
+
+def test_a_question_is_asked_once_in_a_plan() -> None:
+    with pytest.raises(ValueError, match="each kind of question once"):
+        replace(PLAN, queries=(HISTOGRAM, replace(HISTOGRAM, noise_multiplier=40.0)))

@@ -57,11 +57,21 @@ def _shown(entries: list[dict[str, Any]]) -> str:
     for earlier, entry in zip([None, *plans], plans, strict=False):
         constants = entry["constants"]
         used = sum(line["event"] == "attempt" and line["plan"] == entry["plan"] for line in entries)
-        total = constants["steps"] + constants["reserve_steps"]
         budget = f"epsilon {constants['epsilon']:g}, delta {constants['delta']:g}"
         changed = earlier is not None and earlier["data"] != entry["data"]
         note = "; the data had changed since the plan before" if changed else ""
-        lines.append(f"  {printable(constants['run'])}: {budget}, {used} of {total} attempts made{note}")
+        if constants.get("kind") == "selection":
+            state = f"selection among {constants['candidates']} candidates, {'begun' if used else 'not begun'}"
+        else:
+            state = f"{used} of {constants['steps'] + constants['reserve_steps']} attempts made"
+        lines.append(f"  {printable(constants['run'])}: {budget}, {state}{note}")
+        for query in constants.get("queries", ()):
+            asked = sum(
+                line["event"] == "query" and (line["plan"], line["query"]) == (entry["plan"], query["kind"])
+                for line in entries
+            )
+            paid = f"{asked} of {1 + query['reserve']} attempts made"
+            lines.append(f"    query {printable(query['kind'])}: noise {query['noise_multiplier']:g}, {paid}")
     spent = [sum(entry["constants"][key] for entry in plans) for key in ("epsilon", "delta")]
     head = entries[-1]
     lines += ["", f"reserved  epsilon {spent[0]:g}, delta {spent[1]:g}", f"head      {head['seq']} {head['hash']}"]

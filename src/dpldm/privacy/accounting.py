@@ -1,8 +1,8 @@
 """Epsilon and noise from dp-accounting's privacy loss distributions, cross-checked by Rényi DP.
 
-The mechanism is the Poisson-subsampled Gaussian, composed, with or without a largest batch. All results are upper
-bounds on epsilon (pessimistic discretisation). dp-accounting is imported inside the functions, so that commands that
-do not account start fast.
+The mechanism is the Poisson-subsampled Gaussian, composed, with or without a largest batch, and beside it Gaussian
+releases on the whole data set. All results are upper bounds on epsilon (pessimistic discretisation). dp-accounting is
+imported inside the functions, so that commands that do not account start fast.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ DISCRETISATION = 1e-4
 
 SMALLEST_NOISE = 0.05
 """Below it the noise hides nothing and the grid would have millions of points."""
+LARGEST_NOISE = 1e6
+"""A target that needs more than this is not reached by any noise."""
 
 
 class Adjacency(StrEnum):
@@ -41,6 +43,15 @@ class Cap:
     largest_batch: int
 
 
+@dataclass(frozen=True)
+class WholeRelease:
+    """Gaussian noise on a sum over the whole data set, `times` times: a query beside the attempts."""
+
+    noise_multiplier: float  # standard deviation over what adding or removing one unit changes at most
+    times: int
+    replace_one: float  # what replacing one unit changes at most, in units of what adding or removing one does
+
+
 def _event(noise_multiplier: float, sampling_probability: float, steps: int, cap: Cap | None = None) -> Any:
     from dp_accounting import (
         GaussianDpEvent,
@@ -55,6 +66,19 @@ def _event(noise_multiplier: float, sampling_probability: float, steps: int, cap
     return SelfComposedDpEvent(PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier)), steps)
 
 
+def _whole_event(release: WholeRelease, adjacency: Adjacency) -> Any:
+    """`release` as an event of dp-accounting's PLD accountant.
+
+    For replacing, that accountant lets a Gaussian's mean go from -1 to +1, the most that is possible. A sum that a
+    replaced unit moves by r instead of 2 is one with 2 / r times the noise. (Its Rényi accountant lets the mean of a
+    Gaussian go from 0 to 1 under either relation, so this event is not for it.)
+    """
+    from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
+
+    relative = 2 / release.replace_one if adjacency is Adjacency.REPLACE_ONE else 1.0
+    return SelfComposedDpEvent(GaussianDpEvent(release.noise_multiplier * relative), release.times)
+
+
 @lru_cache(maxsize=256)
 def epsilon(
     noise_multiplier: float,
@@ -64,16 +88,24 @@ def epsilon(
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
     discretisation: float = DISCRETISATION,
     cap: Cap | None = None,
+    beside: tuple[WholeRelease, ...] = (),
 ) -> float:
-    """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite without noise."""
-    if steps == 0:
+    """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite without noise.
+
+    Args:
+        beside: releases on the whole data set that are composed with the attempts.
+    """
+    if steps == 0 and not beside:
         return 0.0
-    if noise_multiplier == 0:
+    if steps > 0 and noise_multiplier == 0:
         return float("inf")
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(_relation(adjacency), discretisation)
-    accountant.compose(_event(noise_multiplier, sampling_probability, steps, cap))
+    if steps > 0:
+        accountant.compose(_event(noise_multiplier, sampling_probability, steps, cap))
+    for release in beside:
+        accountant.compose(_whole_event(release, adjacency))
     return float(accountant.get_epsilon(delta))
 
 
@@ -101,12 +133,44 @@ def epsilon_of_group(
     return float(attempt.self_compose(steps).get_epsilon_for_delta(delta))
 
 
-def epsilon_rdp(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
+def epsilon_rdp(
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    delta: float,
+    beside: tuple[WholeRelease, ...] = (),
+) -> float:
     """The looser bound by Rényi DP (add or remove one): an independent check of `epsilon`."""
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
     accountant.compose(_event(noise_multiplier, sampling_probability, steps))
+    for release in beside:
+        accountant.compose(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE))
+    return float(accountant.get_epsilon(delta))
+
+
+def epsilon_of_selection(
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    delta: float,
+    mean_trials: float,
+    beside: tuple[WholeRelease, ...] = (),
+) -> float:
+    """Upper bound of epsilon of the best of a geometric number of trials (add or remove one), by Rényi DP.
+
+    Each trial is `steps` attempts and what is released beside them. Papernot and Steinke 2022 (arXiv 2110.03620),
+    theorem 2 with eta = 1. There is no such bound in dp-accounting for PLD, nor for replacing one.
+    """
+    from dp_accounting import ComposedDpEvent
+    from dp_accounting.dp_event import RepeatAndSelectDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    attempts = _event(noise_multiplier, sampling_probability, steps)
+    trial = ComposedDpEvent([attempts, *(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE) for release in beside)])
+    accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
+    accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
     return float(accountant.get_epsilon(delta))
 
 
@@ -120,22 +184,39 @@ def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, t
 
 
 def calibrate_noise(
-    target_epsilon: float, delta: float, sampling_probability: float, steps: int, cap: Cap | None = None
+    target_epsilon: float,
+    delta: float,
+    sampling_probability: float,
+    steps: int,
+    cap: Cap | None = None,
+    beside: tuple[WholeRelease, ...] = (),
 ) -> float:
     """A noise multiplier whose `epsilon` after `steps` attempts is at most the target, and hardly below it.
 
+    What is released beside the attempts is part of that epsilon.
+
     The search runs on a grid ten times coarser, which is fast, still pessimistic, and costs at most half a percent
     of noise; the answer is then checked on the grid that epsilon is stated on.
+
+    Raises:
+        ValueError: the releases beside the attempts leave nothing of the target, or the accountant's grid is too
+            coarse.
     """
 
     def reached(noise_multiplier: float, discretisation: float = DISCRETISATION) -> float:
-        settings = (sampling_probability, steps, delta, Adjacency.ADD_OR_REMOVE_ONE, discretisation, cap)
+        settings = (sampling_probability, steps, delta, Adjacency.ADD_OR_REMOVE_ONE, discretisation, cap, beside)
         return epsilon(noise_multiplier, *settings)
 
     coarse = 10 * DISCRETISATION
     low, high = 0.0, 1.0
     while reached(high, coarse) > target_epsilon:
         low, high = high, high * 2
+        if high > LARGEST_NOISE:
+            alone = epsilon(0.0, sampling_probability, 0, delta, beside=beside)
+            raise ValueError(
+                f"No noise keeps this plan within epsilon {target_epsilon:g}, of which its queries alone cost "
+                f"{alone:.3f}: give queries more noise, or choose a larger epsilon or delta."
+            )
     while high - low > 0.002 * high:
         middle = (low + high) / 2
         if middle < SMALLEST_NOISE or reached(middle, coarse) > target_epsilon:

@@ -8,6 +8,7 @@ pays for, so whatever a kill interrupts has been charged: charged >= released, a
     {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, "data": <keyed fingerprint>, ...}
     {"seq": 2, "event": "attempt", "plan": <digest>, "number": 1, ...}
     {"seq": 3, "event": "attempt", ...}
+    {"seq": 4, "event": "query", "plan": <digest>, "query": "class_histogram", "number": 1, ...}
 
 Every plan's line holds a fingerprint of the data as it was then, keyed by a secret beside the ledger: it tells the
 holder alone whether the data changed between two plans. What was spent stays spent, whatever it says.
@@ -24,11 +25,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import Question
+
+
+class Budgeted(Protocol):
+    """What a ledger reserves a budget for: a run's plan, or a selection among many trials."""
+
+    @property
+    def dataset_id(self) -> str: ...
+
+    @property
+    def epsilon(self) -> float: ...
+
+    @property
+    def delta(self) -> float: ...
+
+    @property
+    def public_benchmark(self) -> bool: ...
+
+    @property
+    def attempts(self) -> int:
+        """The most that will ever be charged."""
+        ...
+
+    def digest(self) -> str:
+        """Identity: any change of a constant changes it."""
+        ...
+
+    def constants(self) -> dict[str, Any]:
+        """JSON values, among them `run`, `epsilon` and `delta`."""
+        ...
 
 
 class LedgerError(Exception):
@@ -36,7 +67,7 @@ class LedgerError(Exception):
 
 
 class BudgetExhausted(Exception):
-    """All attempts of the plan have been used. A normal end, not an error."""
+    """All attempts of the plan, or of a query, have been used. A normal end of a plan's attempts, not an error."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +110,22 @@ class Ledger:
                 "remove privacy.cap, or set it to that."
             )
 
-    def attempts(self, plan: PrivacyPlan) -> int:
+    def attempts(self, plan: Budgeted) -> int:
         """Attempts charged to this plan so far."""
         digest = plan.digest()
         return sum(e["event"] == "attempt" and e["plan"] == digest for e in self._entries)
 
-    def holds(self, plan: PrivacyPlan) -> bool:
+    def holds(self, plan: Budgeted) -> bool:
         """Whether the plan is registered."""
         digest = plan.digest()
         return any(entry["event"] == "plan" and entry["plan"] == digest for entry in self._entries)
 
-    def register(self, plan: PrivacyPlan, fingerprint: str | None = None) -> None:
+    def query_attempts(self, plan: PrivacyPlan, question: Question) -> int:
+        """How often this plan's question has been asked so far."""
+        digest = plan.digest()
+        return sum(e["event"] == "query" and (e["plan"], e["query"]) == (digest, question.kind) for e in self._entries)
+
+    def register(self, plan: Budgeted, fingerprint: str | None = None) -> None:
         """Reserve the plan's whole budget, once; registering it again changes nothing.
 
         Args:
@@ -123,20 +159,39 @@ class Ledger:
                 )
         self._append({"event": "plan", "plan": digest, "constants": plan.constants(), "data": fingerprint})
 
-    def charge(self, plan: PrivacyPlan) -> int:
+    def charge(self, plan: Budgeted) -> int:
         """Write the line of the next attempt, flushed to disk, and return its number (1, 2, ...).
 
         Raises:
             BudgetExhausted: T + R attempts have been charged.
             LedgerError: the plan was never registered.
         """
-        if not self.holds(plan):
-            raise LedgerError("The plan has not been registered with this ledger.")
+        self._require(plan)
         used = self.attempts(plan)
         if used >= plan.attempts:
             raise BudgetExhausted
         self._append({"event": "attempt", "plan": plan.digest(), "number": used + 1})
         return used + 1
+
+    def charge_query(self, plan: PrivacyPlan, question: Question) -> int:
+        """Write the line of the next attempt at a question, flushed to disk, and return its number (1, 2, ...).
+
+        Raises:
+            BudgetExhausted: all attempts at this question have been charged.
+            LedgerError: the plan was never registered, or does not hold this question.
+        """
+        self._require(plan)
+        if question not in plan.queries:
+            raise LedgerError(f"The plan does not hold this question ({question.kind}).")
+        used = self.query_attempts(plan, question)
+        if used >= question.attempts:
+            raise BudgetExhausted
+        self._append({"event": "query", "plan": plan.digest(), "query": question.kind, "number": used + 1})
+        return used + 1
+
+    def _require(self, plan: Budgeted) -> None:
+        if not self.holds(plan):
+            raise LedgerError("The plan has not been registered with this ledger.")
 
     def contains(self, head: Head) -> bool:
         """Whether this ledger is a continuation of the one that had that head."""

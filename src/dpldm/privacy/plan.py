@@ -1,16 +1,18 @@
 """The privacy plan: every constant of the mechanism, fixed and public before the first draw.
 
 The object that trains is the object that is accounted: q, sigma, C, L, K and the number of attempts are read from
-here by the sampler, the clipper, the noise, the ledger and the accountant, and from nowhere else. Nothing in it
-comes from the private data; `records` is declared by the user.
+here by the sampler, the clipper, the noise, the ledger and the accountant, and from nowhere else. So are the questions
+that are asked beside the gradients. Nothing in it comes from the private data; `records` is declared by the user.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
-from dpldm.privacy.accounting import Adjacency, Cap, calibrate_noise, epsilon
+from dpldm.privacy.accounting import Adjacency, Cap, WholeRelease, calibrate_noise, epsilon
+from dpldm.privacy.questions import Question, question_of
 
 SMALLEST_DELTA = 1e-10
 """Below it the accountant's own rounding is no longer negligible (seen at 1e-12)."""
@@ -41,6 +43,7 @@ class PrivacyPlan:
     unit: str = "image"  # or "group": all images of a person or patient; records, L and delta then count groups
     images_per_unit: int = 1  # m: a group keeps at most so many images, and has one gradient, their mean
     public_benchmark: bool = False  # a published data set: not protected by a cap, and reports say so
+    queries: tuple[Question, ...] = ()  # what is asked before the first attempt; epsilon and noise include it
 
     def __post_init__(self) -> None:
         """Refuse constants that mean nothing, wherever they come from: a config, or somebody's privacy.json.
@@ -94,6 +97,8 @@ class PrivacyPlan:
             raise ValueError(f"privacy.steps and reserve_steps must not exceed {MOST_ATTEMPTS:,} together.")
         if not 0 <= self.noise_multiplier < float("inf"):
             raise ValueError("The noise multiplier must be a number, not negative.")
+        if len({question.kind for question in self.queries}) < len(self.queries):
+            raise ValueError("A plan asks each kind of question once.")
 
     @property
     def sampling_probability(self) -> float:
@@ -112,10 +117,15 @@ class PrivacyPlan:
             return None
         return Cap(self.most_records, self.max_batch_size)
 
+    @property
+    def beside(self) -> tuple[WholeRelease, ...]:
+        """What the accountant must know of the questions."""
+        return tuple(question.release() for question in self.queries)
+
     def epsilon_after(self, attempts: int, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
-        """Upper bound of epsilon after that many attempts, at the plan's delta."""
+        """Upper bound of epsilon after all questions and that many attempts, at the plan's delta."""
         settings = (self.noise_multiplier, self.sampling_probability, attempts, self.delta, adjacency)
-        return epsilon(*settings, cap=self.cap)
+        return epsilon(*settings, cap=self.cap, beside=self.beside)
 
     def epsilon_curve(self, points: int = 16) -> list[tuple[int, float]]:
         """(attempts, epsilon) at about equally spaced numbers of attempts, the last being T + R.
@@ -133,6 +143,7 @@ class PrivacyPlan:
                         *(self.noise_multiplier, self.sampling_probability, n, self.delta),
                         discretisation=1e-3,
                         cap=self.cap,
+                        beside=self.beside,
                     ),
                 ),
             )
@@ -144,8 +155,22 @@ class PrivacyPlan:
         return hashlib.sha256(json.dumps(self.constants(), sort_keys=True).encode()).hexdigest()
 
     def constants(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return asdict(self)
+        """The plan as JSON values. Without questions there is no word of them: such plans are older than questions."""
+        asked = [question.constants() for question in self.queries]
+        return {key: value for key, value in asdict(self).items() if key != "queries"} | (
+            {"queries": asked} if asked else {}
+        )
+
+    @classmethod
+    def from_constants(cls, constants: Mapping[str, Any]) -> Self:
+        """The plan that `constants` describes.
+
+        Raises:
+            ValueError: a constant is out of range.
+            TypeError, LookupError: a constant is missing, or is none of a plan.
+        """
+        asked = tuple(question_of(question) for question in constants.get("queries", ()))
+        return cls(**{**constants, "queries": asked})
 
 
 def default_reserve(steps: int) -> int:
@@ -172,8 +197,9 @@ def make_plan(
     unit: str = "image",
     images_per_unit: int = 1,
     public_benchmark: bool = False,
+    queries: tuple[Question, ...] = (),
 ) -> PrivacyPlan:
-    """A plan whose noise is calibrated so that all T + R attempts together cost at most `epsilon`.
+    """A plan whose noise is calibrated so that all T + R attempts and all queries together cost at most `epsilon`.
 
     Raises:
         ValueError: a constant is out of range; the message names it and what to change.
@@ -197,6 +223,8 @@ def make_plan(
         images_per_unit=images_per_unit,
         noise_multiplier=0.0,
         public_benchmark=public_benchmark,
+        queries=queries,
     )
-    sigma = calibrate_noise(epsilon, delta, constants.sampling_probability, constants.attempts, constants.cap)
+    settings = (constants.sampling_probability, constants.attempts, constants.cap, constants.beside)
+    sigma = calibrate_noise(epsilon, delta, *settings)
     return replace(constants, noise_multiplier=sigma)

@@ -33,7 +33,7 @@ This release is {guarantee_sentence(statement)}.
 | updates made | {statement["updates"]} of {plan["steps"]} |
 | attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
 | clip norm C, rule, draws K | {plan["max_grad_norm"]:g}, {plan["clipping"]}, {plan["draws_per_example"]} |
-| backbone (public) | {plain(statement["backbone"]["name"])} |
+{_query_rows(plan)}| backbone (public) | {plain(statement["backbone"]["name"])} |
 | ledger head | {statement["ledger"]["head"]["seq"]}, `{statement["ledger"]["head"]["hash"]}` |
 
 Not protected, because declared public: the number of records as declared ({plan["records"]}), the class names, image
@@ -60,11 +60,28 @@ Every image here was drawn from a generative model; none is a photograph of anyo
 
 * {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
-* classes are equally frequent unless declared otherwise: their true frequencies were not used
+* {_frequencies(config, statement["plan"])}
 
 Limits: small classes and rare appearances are rendered worst; differential privacy does not remove bias from the
 data. Test any model trained on this set on real images before relying on it.
 """
+
+
+def _query_rows(plan: Mapping[str, Any]) -> str:
+    """A row of the table for each question beside the gradients."""
+    return "".join(
+        f"| query {query['kind']} | noise multiplier {query['noise_multiplier']:g}, "
+        f"attempts accounted 1 + {query['reserve']} |\n"
+        for query in plan.get("queries", ())
+    )
+
+
+def _frequencies(config: RunConfig, plan: Mapping[str, Any]) -> str:
+    """Where the frequencies of the classes come from."""
+    noised = any(query["kind"] == "class_histogram" for query in plan.get("queries", ()))
+    if noised and config.sampling.label_counts is None:
+        return "classes are as frequent as a noised histogram says, which is part of the guarantee above"
+    return "classes are equally frequent unless declared otherwise: their true frequencies were not used"
 
 
 def plain(text: str) -> str:

@@ -26,6 +26,12 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     table.add_row("attempts", f"T = {plan.steps} updates + R = {plan.reserve_steps} in reserve")
     table.add_row("noise multiplier sigma", f"{plan.noise_multiplier}")
     table.add_row("clip norm C, draws K", f"{plan.max_grad_norm:g}, {plan.draws_per_example}")
+    for question in plan.queries:
+        table.add_row(
+            f"query {question.kind}", f"noise {question.noise_multiplier:g}, once, {question.reserve} in reserve"
+        )
+    if plan.queries:
+        table.add_row("queries alone", f"epsilon {upper(forecast.epsilon_of_queries)}, part of the guarantee's")
     curve = "  ".join(f"{n}: {upper(value)}" for n, value in forecast.epsilon_curve)
     table.add_row("epsilon after attempts", curve)
     share = forecast.trainable_parameters / forecast.total_parameters

@@ -24,6 +24,7 @@ from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
+from dpldm.train.asking import ask_all
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 
 
@@ -50,11 +51,10 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     run.create()
     tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
     require_examples_apart(tuner, backbone, config)
-    started = run.checkpoint.exists()
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
         images_per_group=plan.images_per_unit if plan.unit == "group" else None,
-        keep=started,
+        keep=run.started,
     )
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
@@ -63,6 +63,7 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
             resume(tuner, run, plan, ledger)
             register(plan, ledger, config)
+            ask_all(run, plan, ledger, latents, len(config.data.labels), SystemEntropy())
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
     except LedgerError as error:
         raise UserError(str(error)) from None

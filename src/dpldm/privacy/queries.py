@@ -1,0 +1,127 @@
+"""Queries: noised sums over the whole data set, each charged before a record is touched and released once.
+
+A unit (an image, or the at most m images of a group) contributes one vector of norm at most 1, whatever it holds:
+its images have weights that add up to at most 1, and an image whose label is not a declared class, or whose latent is
+not finite, contributes nothing. So adding or removing a unit moves a sum by at most 1, and replacing one by at most
+`Question.replace_one` (docs/privacy.md, Queries). What becomes of an answer afterwards is post-processing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpldm.privacy.entropy import Entropy
+from dpldm.privacy.ledger import Ledger
+from dpldm.privacy.noise import add_gaussian
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import CandidateScores, ClassMeans, Question
+
+UNITS_AT_ONCE = 1024
+"""Units whose latents are summed together: memory only."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The images of every unit, a row for each, padded to the largest. PRIVATE."""
+
+    records: Tensor  # (U, m) int64, which record
+    labels: Tensor  # (U, m) int64, its class; anything outside 0 .. K-1 is unknown
+    weights: Tensor  # (U, m) what it counts: not negative, 0 for null records and for places left empty
+
+    def known(self, classes: int) -> Tensor:
+        """(U, m) bool, where the class is one of K."""
+        return (self.labels >= 0) & (self.labels < classes)
+
+    def shares(self, counted: Tensor) -> Tensor:
+        """(U, m) float64 weights where `counted`, (U, m) bool, else 0; no row adds up to more than 1."""
+        weights = self.weights.double().clamp(min=0.0) * counted
+        return weights / weights.sum(1, keepdim=True).clamp(min=1.0)
+
+
+def ask(question: Question, total: Callable[[], Tensor], plan: PrivacyPlan, ledger: Ledger, entropy: Entropy) -> Tensor:
+    """Charge one attempt at `question`, then add up the contributions and their noise. A DP output, of total's shape.
+
+    Args:
+        total: reads the data; a sum of vectors of norm at most 1, one for each unit.
+
+    Raises:
+        BudgetExhausted: no attempt is left; nothing was read.
+    """
+    ledger.charge_query(plan, question)
+    return add_gaussian(total(), question.noise_multiplier, entropy)
+
+
+def class_counts(places: Places, classes: int) -> Tensor:
+    """Sum over units of their shares in each class, (K,) float64. PRIVATE until it is noised."""
+    shares = places.shares(places.known(classes))
+    known = shares > 0
+    return torch.zeros(classes, dtype=torch.float64).index_add_(0, places.labels[known], shares[known])
+
+
+def class_sums(question: ClassMeans, places: Places, latents: Tensor, classes: int) -> Tensor:
+    """Sum over units of ([share * z / R], [share * a]) / sqrt(1 + a^2) in each class, (K, d + 1) float64. PRIVATE.
+
+    Args:
+        latents: (N, ...) one of d entries for each record; cut to norm R here.
+    """
+    flat = latents.flatten(1)
+    total = torch.zeros(classes, flat.shape[1] + 1, dtype=torch.float64)
+    weight = question.count_weight
+    for start in range(0, len(places.records), UNITS_AT_ONCE):
+        part = slice(start, start + UNITS_AT_ONCE)
+        rows = Places(places.records[part], places.labels[part], places.weights[part])
+        z = flat[rows.records].double()  # (u, m, d)
+        shares = rows.shares(rows.known(classes) & torch.isfinite(z).all(2))
+        known = shares > 0
+        z = z / z.norm(dim=2, keepdim=True).clamp(min=question.clip_norm)  # norm at most 1, in units of R
+        vectors = torch.cat([z, torch.full_like(z[:, :, :1], weight)], 2) / math.hypot(1, weight)
+        total.index_add_(0, rows.labels[known], vectors[known] * shares[known][:, None])
+    return total
+
+
+def score_sums(question: CandidateScores, places: Places, scores: Tensor) -> Tensor:
+    """Sum over units of the mean scores of their images / sqrt(k), (k,) float64. PRIVATE.
+
+    Args:
+        scores: (N, k) for each record; cut to 0 .. 1 here. A record with one that is not finite counts nothing.
+    """
+    rows = scores[places.records].double()  # (U, m, k)
+    shares = places.shares(torch.isfinite(rows).all(2))
+    counted = shares > 0
+    total = (rows[counted].clamp(0.0, 1.0) * shares[counted][:, None]).sum(0)
+    return total / math.sqrt(question.candidates)
+
+
+# --- what becomes of answers: post-processing ---------------------------------------------------------------------
+
+
+def class_shares(noised: Tensor) -> Tensor:
+    """Shares of the classes from a noised histogram, (K,) float64, not negative, adding up to 1.
+
+    Noise may leave no class a positive count; then all are alike.
+    """
+    positive = noised.double().clamp(min=0.0)
+    total = positive.sum()
+    return positive / total if total > 0 else torch.full_like(positive, 1 / len(positive))
+
+
+def counts_by_share(shares: Tensor, count: int) -> tuple[int, ...]:
+    """Whole numbers in these proportions that add up to `count`: rounded down, the rest to the largest remainders."""
+    exact = shares.double() * count
+    counts = exact.floor().long()
+    rest = (counts.double() - exact).argsort(stable=True)[: count - int(counts.sum())]
+    counts[rest] += 1
+    return tuple(counts.tolist())
+
+
+def class_means(question: ClassMeans, noised: Tensor) -> tuple[Tensor, Tensor]:
+    """(means, counts) from the answer, (K, d) in units of the latent and (K,): the clipped sum over the count.
+
+    A count below 1 is taken for 1, so that the mean of an empty class is noise of a bounded size.
+    """
+    noised = noised.double() * math.hypot(1, question.count_weight)
+    sums, counts = noised[:, :-1] * question.clip_norm, noised[:, -1] / question.count_weight
+    return sums / counts.clamp(min=1.0)[:, None], counts

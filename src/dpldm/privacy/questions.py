@@ -1,0 +1,137 @@
+"""Questions: what a plan asks of the data beside the gradients, as constants declared before the first draw.
+
+Every question is one Gaussian release of a sum over all units, each contributing a vector of norm at most 1. So adding
+or removing a unit moves the sum by at most 1, `noise_multiplier` is the standard deviation of the noise, and replacing
+a unit moves the sum by at most `replace_one`. The vectors and the noise are in privacy/queries.py; here are numbers
+alone, so that `verify` can account for them without torch.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from dpldm.privacy.accounting import WholeRelease
+
+LEAST_NOISE, MOST_NOISE = 0.3, 1e6
+"""Below the first a question alone costs an epsilon above 10; beyond the second its cost drowns in rounding."""
+MOST_RESERVE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One Gaussian release on the whole data set, asked until it is answered once."""
+
+    kind: ClassVar[str]  # its name in the ledger and in privacy.json; a plan holds each kind at most once
+    noise_multiplier: float  # standard deviation over what adding or removing one unit changes at most
+    reserve: int = 2  # further attempts that crashes may waste; paid for from the start, like those of the gradients
+
+    def __post_init__(self) -> None:
+        """Refuse constants that mean nothing, wherever they come from.
+
+        Raises:
+            ValueError: a constant is out of range; the message names it.
+        """
+        if type(self.noise_multiplier) not in (int, float) or not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
+            raise ValueError(
+                f"The noise multiplier of {self.kind} must be a number from {LEAST_NOISE:g} to {MOST_NOISE:g}."
+            )
+        if type(self.reserve) is not int or not 0 <= self.reserve <= MOST_RESERVE:
+            raise ValueError(f"The reserve of {self.kind} must be a whole number from 0 to {MOST_RESERVE}.")
+
+    @property
+    def attempts(self) -> int:
+        """How often it may be asked, and what is paid for."""
+        return 1 + self.reserve
+
+    @property
+    def replace_one(self) -> float:
+        """What replacing one unit changes at most, in units of what adding or removing one does."""
+        raise NotImplementedError
+
+    def release(self) -> WholeRelease:
+        """What the accountant must know."""
+        return WholeRelease(float(self.noise_multiplier), self.attempts, self.replace_one)
+
+    def constants(self) -> dict[str, Any]:
+        """The question as JSON values."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassHistogram(Question):
+    """How many units each declared class has. A unit's m images count 1/m each, in the class of each."""
+
+    kind = "class_histogram"
+
+    @property
+    def replace_one(self) -> float:
+        """sqrt 2: two vectors without a negative entry, of norm at most 1, are at most so far apart."""
+        return math.sqrt(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans(Question):
+    """Sum of the latents of each declared class, each clipped to norm R, and next to it how many there were.
+
+    In class k a unit contributes (sum of w z / R, a sum of w) / sqrt(1 + a^2) over its images z of that class, with
+    weights w = 1/m: the weight of the count, a, says how the budget is shared between the two.
+    """
+
+    kind = "class_means"
+    clip_norm: float  # R, in units of the latent
+    count_weight: float = 0.25
+    """a. The error of a mean of d entries is least at a = d^(-1/4), and flat around it: 0.25 is right for d = 256."""
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        for number in (self.clip_norm, self.count_weight):
+            if type(number) not in (int, float) or not 1e-6 <= number <= 1e6:
+                raise ValueError(f"The clip norm and the count weight of {self.kind} must lie between 1e-6 and 1e6.")
+
+    @property
+    def replace_one(self) -> float:
+        """2 / sqrt(1 + a^2), for opposite latents of one class, where the count stays; sqrt 2 if that is more."""
+        return max(math.sqrt(2), 2 / math.hypot(1, self.count_weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateScores(Question):
+    """Scores of k candidates that were fixed in advance, each between 0 and 1 for every image, added up over units.
+
+    A unit contributes (the means of its images' scores) / sqrt(k). Which candidate has the largest noised score is
+    post-processing.
+    """
+
+    kind = "candidate_scores"
+    candidates: int  # k
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        if type(self.candidates) is not int or not 1 <= self.candidates <= 1000:
+            raise ValueError(f"The candidates of {self.kind} must be a whole number from 1 to 1000.")
+
+    @property
+    def replace_one(self) -> float:
+        """1: no score can change by more than from 0 to 1, which is what adding a unit can do already."""
+        return 1.0
+
+
+KINDS: dict[str, type[Question]] = {
+    question.kind: question for question in (ClassHistogram, ClassMeans, CandidateScores)
+}
+
+
+def question_of(constants: Mapping[str, Any]) -> Question:
+    """The question that `Question.constants` describes.
+
+    Raises:
+        ValueError: there is no such question, or a constant is out of range.
+        TypeError: a constant is missing, or is none of its own.
+    """
+    kind = constants["kind"]
+    if kind not in KINDS:
+        raise ValueError("The plan has a question of an unknown kind.")
+    return KINDS[kind](**{key: value for key, value in constants.items() if key != "kind"})

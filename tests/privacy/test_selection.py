@@ -1,0 +1,164 @@
+"""Selection: its epsilon against exact densities and the theorem written out, its draw, its one line in the ledger."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from dpldm.privacy.accounting import WholeRelease, epsilon, epsilon_of_selection, epsilon_rdp
+from dpldm.privacy.entropy import SeededEntropy
+from dpldm.privacy.ledger import BudgetExhausted, LedgerError, open_ledger, read_ledger
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import CandidateScores
+from dpldm.privacy.selection import SelectionPlan, draw_trials, make_selection
+
+DELTA = 1e-5
+SCORE = CandidateScores(noise_multiplier=20.0, candidates=1)
+TRIAL = PrivacyPlan(
+    dataset_id="scans",
+    run="search",
+    epsilon=2.0,
+    delta=DELTA,
+    records=1000,
+    expected_batch_size=50,
+    steps=40,
+    reserve_steps=5,
+    max_grad_norm=1e-3,
+    draws_per_example=1,
+    noise_multiplier=4.0,
+    queries=(SCORE,),
+)
+PLAN = SelectionPlan(TRIAL, mean_trials=5.0, candidates=3)
+
+
+@pytest.mark.parametrize(("mean", "known"), [(2.0, 1.69), (5.0, 2.08), (10.0, 2.31)])
+def test_known_values(mean: float, known: float) -> None:
+    """Trials of q = 0.0256, 400 steps, sigma 2.113, epsilon 1.10 each by Rényi DP; worked out elsewhere."""
+    assert epsilon_rdp(2.113, 0.0256, 400, DELTA) == pytest.approx(1.10, abs=0.006)
+    assert epsilon_of_selection(2.113, 0.0256, 400, DELTA, mean) == pytest.approx(known, abs=0.006)
+
+
+def best_of_geometric(sigma: float, mean: float) -> float:
+    """Exact epsilon at DELTA of the largest of K draws of N(0, sigma^2), or of N(1, sigma^2), K geometric.
+
+    With the generating function f(x) = g x / (1 - (1 - g) x) of K, the largest draw has density f'(F(y)) F'(y).
+    """
+    g, y = 1 / mean, np.linspace(-12 * sigma, 12 * sigma + 1, 400_001)
+
+    def density(mu: float) -> Any:
+        above = stats.norm.sf((y - mu) / sigma)
+        return stats.norm.pdf((y - mu) / sigma) / sigma * g / (g + (1 - g) * above) ** 2
+
+    p, q, width = density(0.0), density(1.0), y[1] - y[0]
+
+    def delta(eps: float) -> float:
+        return float(max(np.maximum(a - math.exp(eps) * b, 0).sum() for a, b in ((p, q), (q, p))) * width)
+
+    return float(optimize.brentq(lambda eps: delta(eps) - DELTA, 0, 40))
+
+
+@pytest.mark.parametrize(("sigma", "mean"), [(4.0, 2.0), (2.0, 5.0), (1.0, 10.0)])
+def test_the_bound_holds_where_the_truth_is_known(sigma: float, mean: float) -> None:
+    """A trial that releases its own score, one Gaussian: the best is really less private than one trial, and the bound
+    is above it."""
+    true = best_of_geometric(sigma, mean)
+    bound = epsilon_of_selection(sigma, 1.0, 1, DELTA, mean)
+    assert epsilon(sigma, 1.0, 1, DELTA) < true <= bound <= 2 * true
+
+
+@pytest.mark.parametrize("mean", [2.0, 7.5])
+def test_is_the_theorem_written_out(mean: float) -> None:
+    """Theorem 2 with eta = 1 for full batches, where the Rényi DP of n releases is n a / (2 sigma^2), and the step to
+    epsilon of Canonne, Kamath and Steinke 2020 (arXiv 2004.00010, proposition 12)."""
+    sigma, steps, beside = 20.0, 12, (WholeRelease(30.0, 3, 1.0),)
+    orders = np.array([1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024])
+    trial = orders * (steps / sigma**2 + 3 / 30.0**2) / 2
+    least = ((1 - 1 / orders) * trial + math.log(mean) / orders).min()
+    best = trial + 2 * least + math.log(mean) / (orders - 1)
+    converted = best + np.log1p(-1 / orders) - np.log(DELTA * orders) / (orders - 1)
+    found = epsilon_of_selection(sigma, 1.0, steps, DELTA, mean, beside)
+    assert found == pytest.approx(converted.min(), rel=1e-6)
+
+
+def test_noise_is_calibrated_for_the_whole_selection() -> None:
+    made = make_selection(replace(TRIAL, noise_multiplier=0.0), 5.0, 3)
+    assert 1.98 < made.stated_epsilon() <= 2.0 == made.epsilon
+    assert made.trial.epsilon_after(45) < 1.5, "a trial alone costs less than the best of many"
+    without_score = make_selection(replace(TRIAL, queries=()), 5.0, 3)
+    assert without_score.trial.noise_multiplier < made.trial.noise_multiplier, "the score is paid for"
+    with pytest.raises(ValueError, match="No noise keeps this selection"):
+        make_selection(replace(TRIAL, epsilon=0.1), 5.0, 3)
+
+
+def test_more_candidates_cost_nothing_and_more_trials_do() -> None:
+    assert replace(PLAN, candidates=300).stated_epsilon() == PLAN.stated_epsilon()
+    assert replace(PLAN, mean_trials=10.0).stated_epsilon() > PLAN.stated_epsilon()
+
+
+@pytest.mark.parametrize("mean", [1.5, 3.0, 8.5])
+def test_the_number_of_trials_is_geometric_and_candidates_are_alike(mean: float) -> None:
+    """Chi-square at 1e-6 on a fixed stream: K against the geometric law, candidates against equal shares."""
+    entropy, plan = SeededEntropy(5), replace(PLAN, mean_trials=mean)
+    drawn = [draw_trials(plan, entropy) for _ in range(4000)]
+    seen = np.bincount([min(len(trials), 6) for trials in drawn], minlength=7)[1:]
+    law = stats.geom(1 / mean)
+    expected = 4000 * np.array([*law.pmf(np.arange(1, 6)), law.sf(5)])
+    assert expected.min() > 10
+    assert stats.chisquare(seen, expected).pvalue > 1e-6
+    chosen = np.bincount([candidate for trials in drawn for candidate in trials], minlength=3)
+    assert len(chosen) == 3
+    assert stats.chisquare(chosen).pvalue > 1e-6
+
+
+def test_a_mean_of_one_is_one_trial() -> None:
+    plan, entropy = replace(PLAN, mean_trials=1.0), SeededEntropy(0)
+    assert {len(draw_trials(plan, entropy)) for _ in range(200)} == {1}
+
+
+def test_a_selection_is_one_reservation_and_one_line_however_many_trials_follow(tmp_path: Path) -> None:
+    path = tmp_path / "scans.jsonl"
+    with open_ledger(path, "scans", (3.0, 1e-4)) as ledger:
+        ledger.register(PLAN)
+        ledger.register(PLAN)
+        assert ledger.charge(PLAN) == 1
+        with pytest.raises(BudgetExhausted):
+            ledger.charge(PLAN)
+        with pytest.raises(LedgerError, match="do not fit"):
+            ledger.register(replace(PLAN, mean_trials=6.0))
+        ledger.register(replace(TRIAL, epsilon=1.0, run="after"))
+    assert [entry["event"] for entry in read_ledger(path)] == ["created", "plan", "attempt", "plan"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean_trials": 6.0},
+        {"candidates": 4},
+        {"trial": replace(TRIAL, noise_multiplier=4.1)},
+        {"trial": replace(TRIAL, queries=())},
+        {"trial": replace(TRIAL, dataset_id="other")},
+    ],
+)
+def test_the_digest_covers_every_constant(change: dict[str, Any]) -> None:
+    assert replace(PLAN, **change).digest() != PLAN.digest()
+    assert replace(PLAN).digest() == PLAN.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean_trials": 0.9},
+        {"mean_trials": float("nan")},
+        {"mean_trials": 1e6},
+        {"candidates": 0},
+        {"candidates": 1.5},
+        {"trial": replace(TRIAL, max_batch_size=90, most_records=2000)},
+    ],
+)
+def test_what_the_theorem_does_not_cover_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"mean number of trials|at least one candidate|must not cut batches"):
+        replace(PLAN, **change)
