@@ -149,7 +149,10 @@ def test_questions_are_shown_with_what_they_cost(raw: dict[str, Any]) -> None:
         f"queries alone │ epsilon {upper(made.epsilon_of_queries)}, part of the guarantee's",
     ):
         assert part in text, part
-    assert any("20 records per class" in warning for warning in made.warnings)
+    assert any("30 is large beside 20 records per class" in warning for warning in made.warnings)
+    assert any("off by about 8.5 of the norm" in warning for warning in made.warnings), "30 sqrt(32) / 20"
+    given = forecast(raw, privacy=raw["privacy"] | ASKED, sampling=raw["sampling"] | {"label_counts": [1, 2]})
+    assert any("paid for, and sampling.label_counts is used" in warning for warning in given.warnings)
     assert "quer" not in shown(forecast(raw))
 
 

@@ -218,6 +218,12 @@ class PrivacyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_clip_norm_has_a_question(self) -> Self:
+        if self.class_means_clip is not None and self.class_means_noise is None:
+            raise ValueError("privacy.class_means_clip is for privacy.class_means_noise: set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _cap_holds_this_run(self) -> Self:
         if self.cap is not None and not (self.epsilon <= self.cap[0] and self.delta <= self.cap[1]):
             raise ValueError("privacy.cap is below this run's own epsilon or delta: raise it, or lower them")

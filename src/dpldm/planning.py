@@ -15,12 +15,15 @@ from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import ClassHistogram
-from dpldm.run import plan_of
+from dpldm.run import latent_entries, plan_of
 from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws
 
 HARD_TO_LEARN = 3.0
 """Noise-to-signal (`Forecast.noise_to_signal`) above which `plan` warns: a guess, not yet measured on proxies."""
+
+MEANS_TOO_FAR_OFF = 0.25
+"""Error of a class's mean latent, in units of its clip norm, above which `plan` warns. For scale: the first ten classes
+of the bundled letters, encoded by grey32, have means 0.29 root d apart on average."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,22 @@ def _warnings(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float)
             "What helps: more records, a larger expected_batch_size, a larger epsilon, or a smaller trainable set "
             "(trainable: condition)."
         )
-    classes = max(1, len(config.data.labels))
-    if any(
-        isinstance(question, ClassHistogram) and question.noise_multiplier * classes > constants.records / 4
-        for question in constants.queries
-    ):
-        found.append(
-            f"privacy.histogram_noise is large beside {constants.records / classes:.0f} records per class: the "
-            "frequencies of the classes will be mostly noise."
-        )
+    per_class = constants.records / max(1, len(config.data.labels))
+    if (noise := config.privacy.histogram_noise) is not None:
+        if noise > per_class / 4:
+            found.append(
+                f"privacy.histogram_noise {noise:g} is large beside {per_class:.0f} records per class: the frequencies "
+                "of the classes will be mostly noise."
+            )
+        if config.sampling.label_counts is not None:
+            found.append("privacy.histogram_noise is paid for, and sampling.label_counts is used in its place.")
+    if (noise := config.privacy.class_means_noise) is not None:
+        error = noise * math.sqrt(latent_entries(config)) / per_class  # norm of the noise in a mean, in units of R
+        if error > MEANS_TOO_FAR_OFF:
+            found.append(
+                f"privacy.class_means_noise {noise:g} puts the mean latent of a class of {per_class:.0f} records off "
+                f"by about {error:.1f} of the norm they are cut to: classes are hardly farther apart."
+            )
     if constants.epsilon > 5:
         found.append(f"Epsilon {constants.epsilon:g} is a weak worst-case promise; 1 is strong.")
     if constants.public_benchmark:

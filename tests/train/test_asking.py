@@ -286,6 +286,11 @@ def test_questions_about_classes_need_classes(raw: dict[str, Any]) -> None:
             )
 
 
+def test_a_clip_norm_without_its_question_is_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"privacy\.class_means_clip is for privacy\.class_means_noise"):
+        RunConfig.model_validate(raw | {"privacy": raw["privacy"] | {"class_means_clip": 4.0}})
+
+
 def test_the_default_clip_norm_follows_from_the_backbone_alone(config: RunConfig) -> None:
     means = plan_of(config).queries[1]
     assert isinstance(means, ClassMeans)
