@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: quickstart test test-slow mutants lint types clean
+.PHONY: quickstart test test-slow mutants bench lint types clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -24,8 +24,8 @@ quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, 
 	$(BIN)/dpldm run --config examples/quickstart.yaml
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests tools
-	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks
 
 types: $(VENV)/.dev
 	$(BIN)/mypy --strict src
@@ -39,6 +39,9 @@ test-slow: $(VENV)/.dev
 
 mutants: $(VENV)/.dev  ## our own code broken on purpose, a defect at a time: every one must be noticed
 	$(BIN)/python tools/mutants.py
+
+bench: $(VENV)/.dev  ## what a private gradient costs, ours and others'; up to 45 minutes, on an idle machine
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,0 +1,62 @@
+"""Time and memory of private gradients, ours and others': `make bench` (up to 45 minutes on two idle cores).
+
+    python benchmarks/run.py [--quick] [--output DIR]
+
+Writes results.json, and from it README.md and ratios.svg. --quick tries everything out on tiny networks in seconds.
+"""
+
+import argparse
+import json
+import os
+import platform
+import warnings
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from cases import CASES, QUICK_CASES
+from measure import measured, memory_here, whole_step
+from report import write_report
+
+ROUNDS, QUICK_ROUNDS = 25, 2
+
+
+def machine() -> dict[str, object]:
+    """What the numbers depend on. No name of a host or a person."""
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "architecture": platform.machine(),
+        "load_at_start": round(os.getloadavg()[0], 1),
+        "date": date.today().isoformat(),
+        "versions": {name: version(name) for name in ("dpldm", "torch", "diffusers", "opacus", "peft")},
+    }
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny networks, two rounds: times say nothing")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR")
+    parser.add_argument("--memory", nargs=2, metavar=("CASE", "ARM"), help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    warnings.filterwarnings("ignore", category=UserWarning)  # of Opacus and vmap, about their own workings
+    if given.memory:
+        print(json.dumps(memory_here(*given.memory)))
+        return
+    cases, rounds = (QUICK_CASES, QUICK_ROUNDS) if given.quick else (CASES, ROUNDS)
+    results: dict[str, object] = {"quick": given.quick, "machine": machine(), "passes": [], "whole_steps": []}
+    given.output.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        print(case.name, flush=True)
+        results["passes"].append(measured(case, rounds, quick=given.quick))
+        if case.whole_step:
+            results["whole_steps"].append(whole_step(case, rounds))
+        text = json.dumps(results, indent=1)  # after every case, so that an interrupted run leaves what it has
+        (given.output / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_report(given.output)
+    print(f"{given.output / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()
