@@ -10,6 +10,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 DISCRETISATION = 1e-4
 """Grid of the privacy loss: at 1e-3 a true 1.0 may show as 1.2 for small losses, at 1e-4 as 1.0002."""
 
@@ -77,6 +80,26 @@ def epsilon(
     return float(accountant.get_epsilon(delta))
 
 
+def epsilon_from_below(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
+    """Lower bound of the epsilon of the uncut mechanism (add or remove one): what an audit may say was shown.
+
+    Args:
+        noise_multiplier: infinite is no leakage at all.
+    """
+    if noise_multiplier == float("inf"):
+        return 0.0
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    loss = from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sampling_probability,
+        pessimistic_estimate=False,
+        value_discretization_interval=DISCRETISATION if noise_multiplier > 0.5 else 10 * DISCRETISATION,
+        use_connect_dots=False,
+    )
+    return max(0.0, float(loss.self_compose(steps).get_epsilon_for_delta(delta)))
+
+
 def epsilon_rdp(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
     """The looser bound by Rényi DP (add or remove one): an independent check of `epsilon`."""
     from dp_accounting.rdp import RdpAccountant
@@ -84,6 +107,18 @@ def epsilon_rdp(noise_multiplier: float, sampling_probability: float, steps: int
     accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
     accountant.compose(_event(noise_multiplier, sampling_probability, steps))
     return float(accountant.get_epsilon(delta))
+
+
+def delta_curve(
+    noise_multiplier: float, sampling_probability: float, steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(epsilons, upper bounds of delta), (n,) each, of the uncut mechanism (add or remove one)."""
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(_relation(Adjacency.ADD_OR_REMOVE_ONE), 10 * DISCRETISATION)
+    accountant.compose(_event(noise_multiplier, sampling_probability, steps))
+    epsilons = np.linspace(0.0, 30.0, 301)
+    return epsilons, np.asarray(accountant.get_delta(epsilons))
 
 
 def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, target_epsilon: float) -> float:
