@@ -77,10 +77,11 @@ def test_the_smallest_stated_defect_is_noticed_as_often_as_stated(sigma: float, 
     stated = mechanism_audit(*pairs(rng, n, sigma), sigma)
     assert not stated.violated
     assert stated.noticed < stated.noticed_by_spread < sigma
+    assert 1 < stated.shift_noticed < 1.2
     found = [
         mechanism_audit(*pairs(rng, n, stated.noticed_by_spread), sigma)
         if cause == "spread"
-        else mechanism_audit(*pairs(rng, n, sigma, 1 + 0.08 * sigma), sigma)
+        else mechanism_audit(*pairs(rng, n, sigma, stated.shift_noticed), sigma)
         for _ in range(100)
     ]
     assert sum(audit.violated for audit in found) >= 85  # 95 expected; fewer than 85 has probability 4e-5

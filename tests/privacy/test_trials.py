@@ -5,6 +5,7 @@ Each defect is put into the production code itself. Entropy is seeded, so that n
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dpldm
 from dpldm.privacy import clipping, mechanism, sampling
 from dpldm.privacy.accounting import delta_curve
 from dpldm.privacy.audit import (
@@ -227,3 +229,10 @@ def test_one_run_refutes_epsilon_10_only_by_its_trade_off(monkeypatch: Patch, de
     found = one_run(10, seed=3, canaries=20_000)
     assert found.violated
     assert found.ceiling < 10, "nothing that any mechanism's bound could have said"
+
+
+def test_only_audits_have_a_ledger_that_counts_nothing() -> None:
+    users = [path.name for path in Path(dpldm.__file__).parent.rglob("*.py") if "_NoLedger" in path.read_text()]
+    assert users == ["trials.py"]
+    importing = [path.name for path in Path(dpldm.__file__).parent.rglob("*.py") if "trials" in path.read_text()]
+    assert sorted(importing) == ["auditing.py"]

@@ -84,17 +84,19 @@ def epsilon_from_below(noise_multiplier: float, sampling_probability: float, ste
     """Lower bound of the epsilon of the uncut mechanism (add or remove one): what an audit may say was shown.
 
     Args:
-        noise_multiplier: infinite is no leakage at all.
+        noise_multiplier: infinite is no leakage at all; below `SMALLEST_NOISE` counts as that.
     """
     if noise_multiplier == float("inf"):
         return 0.0
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
+    sigma = max(noise_multiplier, SMALLEST_NOISE)
+    coarser = 1 if sigma > 0.5 else 10 if sigma > 0.25 else 100  # the losses grow like 1 / sigma^2
     loss = from_gaussian_mechanism(
-        noise_multiplier,
+        sigma,
         sampling_prob=sampling_probability,
         pessimistic_estimate=False,
-        value_discretization_interval=DISCRETISATION if noise_multiplier > 0.5 else 10 * DISCRETISATION,
+        value_discretization_interval=coarser * DISCRETISATION,
         use_connect_dots=False,
     )
     return max(0.0, float(loss.self_compose(steps).get_epsilon_for_delta(delta)))

@@ -85,6 +85,12 @@ class MechanismAudit:
         return self.claimed * math.sqrt(ratio)
 
     @property
+    def shift_noticed(self) -> float:
+        """A canary that adds so much, in units of C, is called unclipped in 95 of 100 audits."""
+        errors = stats.norm.isf(LEVEL / 4) + stats.norm.ppf(0.95)
+        return float(1 + ROUNDING + errors * self.claimed * math.sqrt(2 / self.attempts))
+
+    @property
     def _unclipped(self) -> bool:
         return self.shift_at_least > 1 + ROUNDING
 
