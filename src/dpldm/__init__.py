@@ -22,6 +22,7 @@ _HOMES = {
     "BackboneRecipe": "dpldm.config",
     "RunConfig": "dpldm.config",
     "UserError": "dpldm.errors",
+    "audit": "dpldm.auditing",
     "evaluate": "dpldm.evaluation.evaluate",
     "finetune": "dpldm.train.finetune",
     "load_backbone": "dpldm.models.backbone",

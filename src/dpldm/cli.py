@@ -34,6 +34,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
     "release": Command("dpldm.commands.run", "collect what may leave, with its privacy statement"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
+    "audit": Command(
+        "dpldm.commands.audit", "attack our own mechanism on made-up data; says what it could have shown at most"
+    ),
     "ledger": Command("dpldm.commands.ledger", "show or verify the record of what was spent on a data set"),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
     "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, show one, or draw from it"),

@@ -48,7 +48,7 @@ def verify(directory: Path) -> list[Check]:
     Raises:
         UserError: it holds no readable privacy.json of ours.
     """
-    statement = _read(directory / "privacy.json")
+    statement = read_statement(directory)
     try:
         return _checks(directory, statement)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -79,7 +79,13 @@ def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_statement(directory: Path) -> dict[str, Any]:
+    """The content of a release's `privacy.json`, unchecked but for its format.
+
+    Raises:
+        UserError: there is none of ours.
+    """
+    path = directory / "privacy.json"
     try:
         statement: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if statement["format"] != "dpldm-privacy-1":

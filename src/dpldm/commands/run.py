@@ -29,7 +29,7 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
-    _use_threads(config)
+    use_threads(config)
     if name == "rehearse":
         from dpldm.rehearsing import rehearsal
 
@@ -107,7 +107,8 @@ def _all_settings() -> str:
     return "\n".join(lines)
 
 
-def _use_threads(config: RunConfig) -> None:
+def use_threads(config: RunConfig) -> None:
+    """As many threads of torch as the config says."""
     if config.runtime.threads:
         import torch
 

@@ -10,6 +10,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 DISCRETISATION = 1e-4
 """Grid of the privacy loss: at 1e-3 a true 1.0 may show as 1.2 for small losses, at 1e-4 as 1.0002."""
 
@@ -133,6 +136,28 @@ def epsilon_of_group(
     return float(attempt.self_compose(steps).get_epsilon_for_delta(delta))
 
 
+def epsilon_from_below(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
+    """Lower bound of the epsilon of the uncut mechanism (add or remove one): what an audit may say was shown.
+
+    Args:
+        noise_multiplier: infinite is no leakage at all; below `SMALLEST_NOISE` counts as that.
+    """
+    if noise_multiplier == float("inf"):
+        return 0.0
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
+    sigma = max(noise_multiplier, SMALLEST_NOISE)
+    coarser = 1 if sigma > 0.5 else 10 if sigma > 0.25 else 100  # the losses grow like 1 / sigma^2
+    loss = from_gaussian_mechanism(
+        sigma,
+        sampling_prob=sampling_probability,
+        pessimistic_estimate=False,
+        value_discretization_interval=coarser * DISCRETISATION,
+        use_connect_dots=False,
+    )
+    return max(0.0, float(loss.self_compose(steps).get_epsilon_for_delta(delta)))
+
+
 def epsilon_rdp(
     noise_multiplier: float,
     sampling_probability: float,
@@ -172,6 +197,18 @@ def epsilon_of_selection(
     accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
     accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
     return float(accountant.get_epsilon(delta))
+
+
+def delta_curve(
+    noise_multiplier: float, sampling_probability: float, steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(epsilons, upper bounds of delta), (n,) each, of the uncut mechanism (add or remove one)."""
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(_relation(Adjacency.ADD_OR_REMOVE_ONE), 10 * DISCRETISATION)
+    accountant.compose(_event(noise_multiplier, sampling_probability, steps))
+    epsilons = np.linspace(0.0, 30.0, 301)
+    return epsilons, np.asarray(accountant.get_delta(epsilons))
 
 
 def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, target_epsilon: float) -> float:
