@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpldm.privacy.entropy import SeededEntropy
+from dpldm.privacy.grid import add_gaussian_on_grid
 from dpldm.privacy.ledger import BudgetExhausted, Ledger, LedgerError, open_ledger, read_ledger
+from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import (
     UNITS_AT_ONCE,
@@ -246,6 +248,15 @@ def test_noise_has_the_declared_deviation_and_none_repeats(tmp_path: Path) -> No
 
 
 # --- post-processing -----------------------------------------------------------------------------------------------
+
+
+def test_a_plan_with_grid_noise_answers_on_the_grid(ledger: Ledger) -> None:
+    plan, summed = replace(PLAN, noise="grid"), torch.tensor([3.0, 4.0, 5.0], dtype=torch.float64)
+    ledger.register(plan)
+    question = plan.queries[0]
+    answer = ask(question, lambda: summed, plan, ledger, SeededEntropy(7))
+    assert torch.equal(answer, add_gaussian_on_grid(summed, question.noise_multiplier, 1.0, 3, SeededEntropy(7)))
+    assert not torch.equal(answer, add_gaussian(summed, question.noise_multiplier, SeededEntropy(7)))
 
 
 def test_shares_are_proportions() -> None:

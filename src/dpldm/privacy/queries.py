@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpldm.privacy.entropy import Entropy
+from dpldm.privacy.grid import add_gaussian_on_grid
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -51,7 +52,10 @@ def ask(question: Question, total: Callable[[], Tensor], plan: PrivacyPlan, ledg
         BudgetExhausted: no attempt is left; nothing was read.
     """
     ledger.charge_query(plan, question)
-    return add_gaussian(total(), question.noise_multiplier, entropy)
+    summed, sigma = total(), question.noise_multiplier
+    if plan.noise == "grid":
+        return add_gaussian_on_grid(summed, sigma, 1.0, summed.numel(), entropy)
+    return add_gaussian(summed, sigma, entropy)
 
 
 def class_counts(places: Places, classes: int) -> Tensor:
