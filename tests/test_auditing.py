@@ -147,6 +147,7 @@ def test_a_long_plan_is_not_played_to_its_end(config_file: Path, monkeypatch: Pa
         (["--config", "FILE", "--json", "no/such/folder/audit.json"], "The folder of .* does not exist"),
         (["--config", "FILE", "--data.image_size", "64"], "takes 13 to 16 pixels"),
         (["--config", "FILE", "--privacy.records", "null"], "privacy.records is blank"),
+        (["--release", "RELEASE", "--privacy.epsilon", "1"], "A release has its plan already"),
         (["--release", "RELEASE", "--config", "FILE"], "Give either"),
     ],
 )

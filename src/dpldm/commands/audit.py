@@ -27,6 +27,8 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     from dpldm.auditing import as_json, audit, planned
 
     config = None if given.config is None else load_config(RunConfig, given.config, settings)
+    if config is None and settings:
+        raise UserError("A release has its plan already: leave the settings out, or give --config.")
     plan = planned(given.release, config)
     if given.json is not None and not given.json.absolute().parent.is_dir():
         raise UserError(f"The folder of {given.json} does not exist: make it, or give another --json.")
