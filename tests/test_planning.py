@@ -164,3 +164,19 @@ def test_questions_that_cost_more_than_the_budget_are_refused(raw: dict[str, Any
 @given(st.floats(0, 1e6))
 def test_a_shown_epsilon_is_never_below_the_true_one(epsilon: float) -> None:
     assert epsilon <= float(upper(epsilon)) <= epsilon + 0.01 + 1e-9 * epsilon
+
+
+def test_choices_tell_what_each_would_tune_and_how_loud_the_noise_is(raw: dict[str, Any]) -> None:
+    config = RunConfig.model_validate(raw)
+    found = {choice.trainable: choice for choice in choices(config)}
+    made = forecast(raw)
+    assert found["attention"].parameters == made.trainable_parameters
+    assert found["attention"].noise_to_signal == made.noise_to_signal
+    assert found["attention"].share == made.trainable_parameters / made.total_parameters
+    assert found["condition"].parameters < found["attn2"].parameters < found["attention"].parameters
+    assert found["attention-from-7"].parameters < found["attention-from-2"].parameters < found["attention"].parameters
+    assert "attention-from-8" not in found
+    assert found["all"].parameters < made.total_parameters, "what has no influence is never tuned"
+    without = {choice.trainable: choice for choice in choices(RunConfig.model_validate(raw | {"tune_embedder": False}))}
+    assert "condition" not in without
+    assert without["attn2"].parameters == found["attn2"].parameters - found["condition"].parameters

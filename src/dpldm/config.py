@@ -304,7 +304,10 @@ class RunConfig(Section):
     backbone: str = "grey32"
     """A bundled backbone or a directory made by `dpldm pretrain`."""
     trainable: str = "attention"
-    """What is tuned: attention (with the embedder), condition, all, or a regular expression."""
+    """What is tuned: attention, attention-from-N, attention-in, -mid or -out, attn1, attn2, resblocks, norms, condition
+    (nothing but the embedder), all, or a regular expression. See tune_embedder."""
+    tune_embedder: bool = True
+    """Tune the conditioning embedder as well, as the paper does: classes are told apart by it alone."""
     privacy: PrivacyConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()

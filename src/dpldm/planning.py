@@ -11,6 +11,8 @@ from dpldm.data.latents import PrivateLatents
 from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Posterior, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.models.denoiser import adapt_to_labels
+from dpldm.models.trainable import PRESETS, attention_modules, choose_trainable
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
@@ -44,6 +46,36 @@ class Forecast:
     warnings: list[str]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What one value of `trainable` would tune."""
+
+    trainable: str
+    parameters: int
+    share: float  # of all parameters of the denoiser
+    noise_to_signal: float  # as `Forecast.noise_to_signal`
+
+
+def choices(config: RunConfig) -> list[Choice]:
+    """Every named choice of `trainable` under the run's plan, with the embedder if `tune_embedder`; opens no image.
+
+    Raises:
+        UserError: a constant is missing or out of range, or the backbone does not fit.
+    """
+    constants, backbone = plan_of(config), load_backbone(config.backbone)
+    check_fit(config, backbone)
+    network = backbone.denoiser
+    adapt_to_labels(network, len(config.data.labels))
+    later = [f"attention-from-{number}" for number in range(2, len(attention_modules(network)) + 1)]
+    names = [name for name in (*PRESETS, *later) if config.tune_embedder or name != "condition"]
+    total, found = sum(p.numel() for p in network.parameters()), []
+    for name in names:
+        chosen = choose_trainable(network, name, embedder=config.tune_embedder)
+        tuned = sum(p.numel() for p in chosen.values())
+        found.append(Choice(name, tuned, tuned / total, _noise_to_signal(constants, tuned)))
+    return found
+
+
 def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     """The forecast of a run; opens no image.
 
@@ -56,10 +88,10 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     constants = plan_of(config)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
-    tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
+    tuner = Tuner(backbone, config)
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
-    ratio = constants.noise_multiplier * math.sqrt(tuned) / constants.expected_batch_size
+    ratio = _noise_to_signal(constants, tuned)
     per_example, activations = _measure(config, constants, backbone, tuner) if timed else (None, 0)
     examples = constants.steps * constants.expected_batch_size
     return Forecast(
@@ -75,6 +107,10 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         memory_bytes=4 * (total + 6 * tuned) + activations,
         warnings=_warnings(config, constants, ratio),
     )
+
+
+def _noise_to_signal(constants: PrivacyPlan, tuned: int) -> float:
+    return constants.noise_multiplier * math.sqrt(tuned) / constants.expected_batch_size
 
 
 def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tuner: Tuner) -> tuple[float, int]:

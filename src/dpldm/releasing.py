@@ -125,6 +125,7 @@ def _declared(config: RunConfig) -> Mapping[str, Any]:
         "crop": data.crop,
         "window": list(data.window) if data.window else None,
         "trainable": config.trainable,
+        "tune_embedder": config.tune_embedder,
         "optimizer": config.optimizer.model_dump(mode="json"),
         "sampling": config.sampling.model_dump(mode="json"),
     }

@@ -141,7 +141,9 @@ class Run:
 
 def settings_of_training(config: RunConfig) -> dict[str, Any]:
     """The sections that trained weights depend on; test images and the ledger's place are not among them."""
-    settings: dict[str, Any] = config.model_dump(include={"data", "backbone", "trainable", "privacy", "optimizer"})
+    settings: dict[str, Any] = config.model_dump(
+        include={"data", "backbone", "trainable", "tune_embedder", "privacy", "optimizer"}
+    )
     del settings["data"]["test_path"], settings["privacy"]["ledger"], settings["privacy"]["cap"]
     return settings
 

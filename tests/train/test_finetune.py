@@ -108,7 +108,7 @@ class Bench:
         self.run = Run(self.config)
         self.run.create()
         self.loaded = load_backbone(str(backbone))
-        self.tuner = Tuner(self.loaded, 2, self.config.trainable, self.config.optimizer)
+        self.tuner = Tuner(self.loaded, self.config)
 
     def steps(self, latents: PrivateLatents, entropy: Entropy | None = None) -> Iterator[FinetuneStep]:
         with open_ledger(self.run.ledger, "scans", (1000.0, 0.5)) as ledger:

@@ -23,6 +23,8 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         parser.add_argument(
             "--what", choices=("data", "model", "both"), default="data", help="what the release holds (data)"
         )
+    if name == "plan":
+        parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
     parser.set_defaults(command=name)
@@ -116,10 +118,12 @@ def use_threads(config: RunConfig) -> None:
 
 
 def _plan(config: RunConfig, given: argparse.Namespace) -> None:
-    from dpldm.planning import plan
-    from dpldm.report.forecast import forecast_table
+    from dpldm.planning import choices, plan
+    from dpldm.report.forecast import choices_table, forecast_table
 
     out.print(forecast_table(plan(config)))
+    if given.choices:
+        out.print(choices_table(choices(config), config.trainable))
 
 
 def _finetune(config: RunConfig, given: argparse.Namespace) -> None:

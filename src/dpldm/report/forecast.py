@@ -6,7 +6,7 @@ from rich.text import Text
 
 from dpldm.console import duration
 from dpldm.evaluation.evaluate import Evaluation
-from dpldm.planning import Forecast
+from dpldm.planning import Choice, Forecast
 from dpldm.report.wording import upper
 
 
@@ -44,6 +44,18 @@ def forecast_table(forecast: Forecast) -> RenderableType:
         table.add_row("fine-tuning here", f"about {duration(forecast.seconds)}, {forecast.memory_bytes / 1e9:.1f} GB")
     warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
     return Group(table, *warnings)
+
+
+def choices_table(choices: list[Choice], current: str) -> RenderableType:
+    """What each choice of `trainable` would tune, and how loud the noise would be for it."""
+    table = Table(title="what could be tuned instead", title_justify="left")
+    table.add_column("trainable", style="bold")
+    for name in ("parameters", "share", "noise-to-signal"):
+        table.add_column(name, justify="right")
+    for choice in choices:
+        name = f"{choice.trainable} (this plan)" if choice.trainable == current else choice.trainable
+        table.add_row(name, f"{choice.parameters:,}", f"{choice.share:.1%}", f"{choice.noise_to_signal:.2f}")
+    return table
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from dpldm.config import OptimizerConfig, RunConfig
+from dpldm.config import RunConfig
 from dpldm.data.latents import PrivateLatents, fingerprint, private_latents
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
@@ -49,7 +49,7 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
     run.create()
-    tuner = Tuner(backbone, len(config.data.labels), config.trainable, config.optimizer)
+    tuner = Tuner(backbone, config)
     require_examples_apart(tuner, backbone, config)
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
@@ -162,12 +162,12 @@ def example_losses(
 class Tuner:
     """The tuned network with its optimizer and averaged weights: all of it a function of noised gradients."""
 
-    def __init__(self, backbone: Backbone, classes: int, trainable: str, optimizer: OptimizerConfig) -> None:
-        adapt_to_labels(backbone.denoiser, classes)
+    def __init__(self, backbone: Backbone, config: RunConfig) -> None:
+        adapt_to_labels(backbone.denoiser, len(config.data.labels))
         self.network: UNet2DConditionModel = backbone.denoiser.eval()
-        self.trainable = choose_trainable(self.network, trainable)
+        self.trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
         self.backbone_digest = backbone.digest
-        self.settings = optimizer
+        self.settings = optimizer = config.optimizer
         self.optimizer = torch.optim.Adam(
             self._parameters, lr=optimizer.learning_rate, betas=(optimizer.adam_beta1, optimizer.adam_beta2)
         )

@@ -83,7 +83,7 @@ def replay(config: RunConfig, plan: PrivacyPlan, seed: int = 0) -> list[Pair]:
     backbone = load_backbone(config.backbone)
     check_fit(config, backbone)
     own = _copied(backbone)
-    require_examples_apart(Tuner(own, len(config.data.labels), config.trainable, config.optimizer), own, config)
+    require_examples_apart(Tuner(own, config), own, config)
     common, extra = (_made_up(config, plan, backbone, units, seed) for units in (COMMON, 1))
     null = replace(extra, usable=torch.zeros_like(extra.usable))
     found = []
@@ -158,7 +158,7 @@ class _Replayed(Tuner):
     def __init__(
         self, backbone: Backbone, config: RunConfig, divisor: int, noise_multiplier: float, entropy: _Entropy
     ) -> None:
-        super().__init__(backbone, len(config.data.labels), config.trainable, config.optimizer)
+        super().__init__(backbone, config)
         self.sums: list[Tensor] = []
         self.learning_rates: list[float] = []
         self._divisor, self._scale, self._entropy = divisor, noise_multiplier / divisor, entropy
