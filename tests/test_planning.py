@@ -15,7 +15,7 @@ from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels
-from dpldm.planning import HARD_TO_LEARN, Forecast, plan
+from dpldm.planning import HARD_TO_LEARN, Forecast, choices, plan
 from dpldm.privacy.accounting import Adjacency
 from dpldm.report.forecast import forecast_table
 from dpldm.report.wording import upper

@@ -69,27 +69,33 @@ class Outer:
         if not self.ghost_is_cheaper():
             return self._squared_norms_in_parts()
         # ||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s)
-        grams = (self.inputs @ self.inputs.mT) * (self.outputs @ self.outputs.mT)
-        squared: Tensor = grams.sum((1, 2)) + self._rounding_bound()
+        grams = self.inputs @ self.inputs.mT, self.outputs @ self.outputs.mT
+        squared: Tensor = (grams[0] * grams[1]).sum(2).sum(1) + self._rounding_bound(*grams)  # T terms at a time
         return squared.clamp(min=0)
 
-    def _rounding_bound(self) -> Tensor:
+    def _rounding_bound(self, of_inputs: Tensor, of_outputs: Tensor) -> Tensor:
         """What cancellation between tokens may have hidden from the Gram sum, (B,).
 
-        Every one of the T^2 products carries a relative error of at most (d + p) u and their sum another T^2 u
-        (u = unit round-off; Higham 2002, sec. 3.1), all of it relative to absolute values, which sum to at most
-        (sum_t ||a_t|| ||g_t||)^2. Adding the bound can only clip more, never less.
+        Every one of the T^2 products carries a relative error of at most (d + p) u, and adding them up, T terms at a
+        time and twice, another 2 T u in whatever order (u = unit round-off; Higham 2002, sec. 3.1 and 4.2), all of it
+        relative to absolute values, which sum to at most (sum_t ||a_t|| ||g_t||)^2. Adding the bound can only clip
+        more, never less. The squares of the norms stand on the diagonals of the Gram matrices (B, T, T), where nothing
+        cancels.
         """
         _, tokens, width = self.inputs.shape
         unit = torch.finfo(self.inputs.dtype).eps / 2
-        factor = (width + self.outputs.shape[2] + tokens**2) * unit
-        bound: Tensor = factor * (self.inputs.norm(dim=2) * self.outputs.norm(dim=2)).sum(1).square()
+        factor = (width + self.outputs.shape[2] + 2 * tokens) * unit
+        lengths = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (of_inputs, of_outputs)]
+        bound: Tensor = factor * (lengths[0] * lengths[1]).sum(1).square()
         return bound
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        inputs = _without_ignored(self.inputs, weights).flatten(0, 1)
-        outputs = (_without_ignored(self.outputs, weights) * weights[:, None, None]).flatten(0, 1)
-        total = outputs.mT @ inputs
+        inputs, outputs = _without_ignored(self.inputs, weights), _without_ignored(self.outputs, weights)
+        if inputs.shape[2] < outputs.shape[2]:  # weigh the smaller of the two
+            inputs = inputs * weights[:, None, None]
+        else:
+            outputs = outputs * weights[:, None, None]
+        total = outputs.flatten(0, 1).mT @ inputs.flatten(0, 1)
         return total if self.shape is None else total.view(self.shape)
 
     def dense(self) -> Dense:
