@@ -419,6 +419,19 @@ def test_cancelling_tokens_cannot_hide_a_norm(autocast: bool) -> None:
     assert 0 < float(total.double().norm()) <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("tokens", [2, 7, 40])
+def test_the_rounding_bound_is_that_of_all_pairs_of_tokens(tokens: int) -> None:
+    """(d + p + 2 T) u (sum_t ||a_t|| ||g_t||)^2: rounding seldom reaches it, so no example would miss a part of it."""
+    generator = torch.Generator().manual_seed(tokens)
+    inputs, outputs = (torch.randn(3, tokens, width, generator=generator) for width in (90, 110))
+    outer = Outer(inputs, outputs)
+    assert outer.ghost_is_cheaper()
+    lengths = (inputs.double().norm(dim=2) * outputs.double().norm(dim=2)).sum(1)
+    wanted = (90 + 110 + 2 * tokens) * 2.0**-24 * lengths.square()
+    found = outer._rounding_bound(inputs @ inputs.mT, outputs @ outputs.mT).double()
+    assert torch.allclose(found, wanted, rtol=1e-4)
+
+
 def test_ordinary_gradients_never_exist(denoiser: nn.Module) -> None:
     trainable = choose_trainable(denoiser, "attention")
     with ClippedSum(denoiser, trainable, 1.0) as clipped:

@@ -117,6 +117,16 @@ def test_units_are_independent_in_pairs(draws: tuple[float, np.ndarray], apart: 
     assert_chi_square(float(np.square(products).sum()), len(starts))
 
 
+@pytest.mark.parametrize("units", [1, 3])
+def test_few_units_are_drawn_as_often_as_coins_say_also_none_of_them(units: int) -> None:
+    """An empty draw that is drawn again, or a batch that is never empty, shows where there are few units."""
+    q, draws = 0.3, 30_000
+    sizes = [len(poisson_batch(units, q, SystemEntropy())) for _ in range(draws)]
+    observed = np.bincount(sizes, minlength=units + 1)
+    expected = stats.binom.pmf(np.arange(units + 1), units, q) * draws
+    assert stats.chisquare(observed, expected).pvalue > ALARM
+
+
 def test_consecutive_draws_are_independent(draws: tuple[float, np.ndarray]) -> None:
     q, included = draws
     centred = included - q

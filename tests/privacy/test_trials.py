@@ -3,6 +3,7 @@
 Each defect is put into the production code itself. Entropy is seeded, so that no test fails by chance.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -232,7 +233,6 @@ def test_one_run_refutes_epsilon_10_only_by_its_trade_off(monkeypatch: Patch, de
 
 
 def test_only_audits_have_a_ledger_that_counts_nothing() -> None:
-    users = [path.name for path in Path(dpldm.__file__).parent.rglob("*.py") if "_NoLedger" in path.read_text()]
-    assert users == ["trials.py"]
-    importing = [path.name for path in Path(dpldm.__file__).parent.rglob("*.py") if "trials" in path.read_text()]
-    assert sorted(importing) == ["auditing.py"]
+    texts = {path.name: path.read_text() for path in Path(dpldm.__file__).parent.rglob("*.py")}
+    assert [name for name, text in texts.items() if "_NoLedger" in text] == ["trials.py"]
+    assert [name for name, text in texts.items() if re.search(r"import.*\btrials\b", text)] == ["auditing.py"]
