@@ -6,7 +6,7 @@ import warnings
 import dp_accounting
 import numpy as np
 import pytest
-from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants.utils import get_noise_multiplier
@@ -212,6 +212,16 @@ def test_calibrated_noise_of_any_plan_keeps_the_target(target: float, q: float, 
 
 
 # --- a largest batch ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("largest", [2, 4, 6])
+def test_every_cut_is_accounted_also_a_rare_one(largest: int) -> None:
+    """Two of twenty units on average: also batches three times as large are accounted as cut, by the library's event."""
+    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, 10 * DISCRETISATION)
+    accountant.compose(dp_accounting.TruncatedSubsampledGaussianDpEvent(20, 0.1, largest, 2.0), 10)
+    cut = epsilon(2.0, 0.1, 10, DELTA, discretisation=10 * DISCRETISATION, cap=Cap(20, largest))
+    assert cut == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-9)
+    assert cut > epsilon(2.0, 0.1, 10, DELTA, discretisation=10 * DISCRETISATION)
 
 
 def test_a_largest_batch_costs_what_is_known() -> None:
