@@ -5,14 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dpldm.cli import main
 from dpldm.config import RunConfig
+from dpldm.data.fingerprints import note_fingerprint
+from dpldm.data.readers import open_source
 from dpldm.privacy.ledger import open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.selection import SelectionPlan
 from dpldm.releasing import release
 from dpldm.run import Run, plan_of
+from tiny_runs import write_images
 
 Capture = pytest.CaptureFixture[str]
 
@@ -27,14 +31,21 @@ def test_show_tells_plans_attempts_and_budget(finished: RunConfig, capsys: Captu
 
 
 def test_show_tells_when_the_data_had_changed(finished: RunConfig, tmp_path: Path, capsys: Capture) -> None:
-    plan = plan_of(finished)
-    with open_ledger(tmp_path / "l.jsonl", "scans", (10.0, 1e-1)) as ledger:
-        for run, fingerprint in [("one", "a"), ("two", "a"), ("three", "b")]:
-            ledger.register(replace(plan, run=run), fingerprint)
-    assert main(["ledger", "show", str(tmp_path / "l.jsonl")]) == 0
+    path, images = tmp_path / "l.jsonl", write_images(tmp_path / "images")
+    with open_ledger(path, "scans", (10.0, 1e-1)) as ledger:
+        for run in ("one", "two", "three"):
+            plan = replace(plan_of(finished), run=run)
+            if run == "three":
+                Image.new("L", (16, 16)).save(images / "dark" / "another.png")
+            note_fingerprint(path, plan.digest(), open_source(images))
+            ledger.register(plan)
+    assert main(["ledger", "show", str(path)]) == 0
     changed = [line for line in capsys.readouterr().out.splitlines() if "had changed" in line]
     assert len(changed) == 1
     assert "three" in changed[0]
+    (tmp_path / "l.jsonl.fingerprints").write_text("{}")
+    assert main(["ledger", "show", str(path)]) == 0
+    assert "had changed" not in capsys.readouterr().out, "what is unknown is not called a change"
 
 
 def test_show_tells_how_often_each_question_was_asked(answered: RunConfig, capsys: Capture) -> None:

@@ -168,7 +168,7 @@ MUTANTS = [
     # --- the trainer
     Mutant("draws from a seeded generator", "train.finetune:fresh_draws", "standard_gaussian(rows * shape.numel(), entropy).float()", "torch.randn(rows * shape.numel(), generator=torch.Generator().manual_seed(int.from_bytes(entropy.bytes(4), 'big')))",
            T + "test_every_draw_is_entropy_of_its_own"),
-    Mutant("a record drawn twice", "train.finetune:algorithm_1", "latents.records_of(batch[start : start + physical])", "latents.records_of(torch.cat([batch[start : start + physical], batch[start : start + 1]]))",
+    Mutant("a record drawn twice", "train.finetune:algorithm_1", "latents.passes(batch,", "latents.passes(torch.cat([batch, batch[:1]]),",
            T + "test_parts_make_up_the_draw_and_no_record_comes_twice"),
     Mutant("noise at every physical pass", "train.finetune:algorithm_1", "tuner.update(mechanism.release())", "tuner.update(mechanism.release()); ledger.charge(plan)",
            T + "test_every_update_is_one_attempt_and_one_ledger_line"),

@@ -88,7 +88,7 @@ def planned(release: Path | None, config: RunConfig | None) -> PrivacyPlan:
     if release is None or config is not None:
         raise UserError("Give either --config with a run's settings, or --release with a release directory.")
     try:
-        return PrivacyPlan(**read_statement(release)["plan"])
+        return PrivacyPlan.from_constants(read_statement(release)["plan"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"The statement in {release} holds no plan that can be audited: run `dpldm verify`.") from error
 

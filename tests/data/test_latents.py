@@ -158,6 +158,17 @@ def test_units_and_their_records() -> None:
     assert (records.tolist(), weights.tolist()) == ([[0]], [[1.0]]), "as wide as the largest unit of the pass"
 
 
+def test_passes_hold_every_unit_once_and_never_fill_one_up() -> None:
+    members = torch.tensor([[0, -1, -1], [1, 2, 3], [4, -1, -1], [5, 6, -1], [7, 8, -1]])
+    posterior = Posterior(torch.zeros(9, 1, 2, 2), torch.zeros(9, 1, 2, 2))
+    latents = PrivateLatents(posterior, torch.zeros(9, dtype=torch.int64), torch.ones(9, dtype=torch.bool), members)
+    batch = torch.tensor([0, 1, 2, 3, 4])
+    passes = list(latents.passes(batch, rows=2))
+    assert [records.tolist() for records, _ in passes] == [[[0], [4]], [[5, 6]], [[7, 8]], [[1, 2, 3]]]
+    assert all(bool((weights > 0).all()) for _, weights in passes)
+    assert list(latents.passes(batch[:0], rows=2)) == []
+
+
 def test_groups_are_cached_with_the_latents(tmp_path: Path, tiny_backbone: Path, cache: Path) -> None:
     folder = write_images(tmp_path / "images")
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))

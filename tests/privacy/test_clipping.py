@@ -419,6 +419,41 @@ def test_cancelling_tokens_cannot_hide_a_norm(autocast: bool) -> None:
     assert 0 < float(total.double().norm()) <= 1 + 1e-5
 
 
+def test_tokens_that_cancel_in_an_embedding_do_not_wipe_out_other_examples() -> None:
+    """(1e9, -1e9, 0) has norm 0 in one order of adding up; in the middle of others' sums it has none of that."""
+    table = nn.Embedding(4, 3)
+    scale = torch.zeros(301, 3)
+    scale[:300, 0] = 1.0
+    scale[300] = torch.tensor([1e9, -1e9, 0.0])
+
+    def clipped_sum(examples: int) -> Tensor:
+        with ClippedSum(table, {"weight": table.weight}, 1.0) as clipped:
+            for part in torch.arange(examples).split(64):
+                rows = table(torch.ones(len(part), 3, dtype=torch.int64))
+                clipped.accumulate((rows.sum(2) * scale[part]).sum(1))
+            return clipped.take()["weight"].double()
+
+    assert float((clipped_sum(301) - clipped_sum(300)).norm()) <= 1 + 1e-3
+
+
+def test_tokens_that_cancel_in_a_linear_layer_whose_norms_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpldm.privacy.per_example.DENSE_BYTES", 0)
+    layer = nn.Linear(3, 2, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(41, 6, 3, generator=generator)
+    inputs[40, 3:] = inputs[40, :3] * (1 + 1e-7)
+    scale = torch.ones(41, 6)
+    scale[40] = torch.tensor([1e8] * 3 + [-1e8] * 3)
+
+    def clipped_sum(examples: int) -> Tensor:
+        with ClippedSum(layer, {"weight": layer.weight}, 1.0) as clipped:
+            clipped.accumulate((layer(inputs[:examples]).sum(2) * scale[:examples]).sum(1))
+            return clipped.take()["weight"].double()
+
+    assert not Outer(inputs, torch.ones(41, 6, 2)).ghost_is_cheaper()
+    assert float((clipped_sum(41) - clipped_sum(40)).norm()) <= 1 + 1e-3
+
+
 @pytest.mark.parametrize("tokens", [2, 7, 40])
 def test_the_rounding_bound_is_that_of_all_pairs_of_tokens(tokens: int) -> None:
     """(d + p + 2 T) u (sum_t ||a_t|| ||g_t||)^2: rounding seldom reaches it, so no example would miss a part of it."""

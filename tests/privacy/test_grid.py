@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpldm.privacy.entropy import SeededEntropy, SystemEntropy
-from dpldm.privacy.grid import BITS, add_gaussian_on_grid, grid_step, rounded_gaussian
+from dpldm.privacy.grid import BITS, _below, _die, add_gaussian_on_grid, grid_step, rounded_gaussian
 
 ALARM = 1e-6
 DRAWS = 400_000
@@ -95,6 +95,34 @@ def test_a_sum_beyond_all_measure_is_cut_not_wrapped_around() -> None:
     noised = add_gaussian_on_grid(torch.tensor([1e30, -1e30]), 1.0, 1.0, 2, SeededEntropy(0))
     assert noised[0] > 2.0**29
     assert noised[1] < -(2.0**29)
+
+
+def test_ties_are_decided_by_fair_coins_and_dice_have_no_favourite() -> None:
+    """Words that are equal happen once in 2**63; here they are all equal."""
+    entropy, same = SystemEntropy(), torch.full((DRAWS,), 12345)
+    coins = _below(same, same, entropy).double()
+    assert abs(float(coins.mean()) - 0.5) < float(stats.norm.isf(ALARM / 2)) / 2 / math.sqrt(DRAWS)
+    assert _below(torch.tensor([1, 2]), torch.tensor([2, 1]), entropy).tolist() == [True, False]
+    thrown = _die(torch.full((DRAWS,), 6), entropy).numpy()
+    assert stats.chisquare(np.bincount(thrown, minlength=6)).pvalue > ALARM
+
+
+class _LastRound:
+    """A word beyond the last full round of a die with 3 sides, then a word of the first."""
+
+    private = False
+
+    def __init__(self) -> None:
+        self.words = [2**63 - 1, 1]
+
+    def bytes(self, count: int) -> bytes:
+        assert count == 8
+        return self.words.pop(0).to_bytes(8, "little")
+
+
+def test_a_word_beyond_the_last_full_round_is_thrown_again() -> None:
+    assert (2**63 - 1) % 3 == 1
+    assert _die(torch.tensor([3]), _LastRound()).tolist() == [1]
 
 
 def test_nothing_in_nothing_out() -> None:

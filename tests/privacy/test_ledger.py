@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, fingerprint_key, open_ledger, read_ledger
+from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import ClassHistogram
 
@@ -400,28 +400,6 @@ def test_head_tells_continuations_from_forks_and_cuts(path: Path, small: bytes) 
         assert ledger.head.seq > heads[3].seq
         assert not ledger.contains(heads[3])
         assert all(ledger.contains(head) for head in heads[:3])
-
-
-def test_the_key_of_fingerprints_is_made_once_and_is_the_owners_alone(tmp_path: Path) -> None:
-    path = tmp_path / "scans.jsonl"
-    key = fingerprint_key(path)
-    assert len(key) == 32
-    assert fingerprint_key(path) == key != fingerprint_key(tmp_path / "faces.jsonl")
-    assert (tmp_path / "scans.jsonl.key").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(LedgerError, match="could not be written"):
-        fingerprint_key(tmp_path / "missing" / "scans.jsonl")
-
-
-def test_one_line_a_plan_whether_the_data_changed_or_not(tmp_path: Path) -> None:
-    """The number of lines goes out with the head, so it must not tell that something changed."""
-    heads = []
-    for prints in (("a", "a"), ("a", "b")):
-        path = tmp_path / f"{prints[1]}.jsonl"
-        with open_ledger(path, "scans", (10.0, 1e-2)) as ledger:
-            for run, fingerprint in zip(("first", "second"), prints, strict=True):
-                ledger.register(replace(PLAN, run=run), fingerprint)
-            heads.append(ledger.head.seq)
-    assert heads[0] == heads[1]
 
 
 # --- questions ----------------------------------------------------------------------------------------------------

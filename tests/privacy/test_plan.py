@@ -63,6 +63,7 @@ def asked(**changes: Any) -> dict[str, Any]:
         ({"unit": "group", "images_per_unit": 0}, "unit"),
         ({"max_batch_size": 200}, "belong together"),
         ({"most_records": 2000}, "belong together"),
+        ({"max_batch_size": 120, "most_records": 1000}, "at least 1"),
         ({"max_batch_size": 99, "most_records": 2000}, "max_batch_size"),
         ({"max_batch_size": 200, "most_records": 999}, "most_records"),
     ],
@@ -109,8 +110,8 @@ TOGETHER = {
     "noise": ({}, "grid"),
     "unit": ({}, "group"),
     "images_per_unit": ({"unit": "group"}, 2),
-    "max_batch_size": ({"max_batch_size": 200, "most_records": 2000}, 201),
-    "most_records": ({"max_batch_size": 200, "most_records": 2000}, 2001),
+    "max_batch_size": ({"max_batch_size": 500, "most_records": 2000}, 501),
+    "most_records": ({"max_batch_size": 500, "most_records": 2000}, 2001),
     "queries": ({}, (ClassHistogram(noise_multiplier=20.0),)),
 }
 """Constants that are valid only beside others, or among few values: (the others, another value)."""

@@ -156,9 +156,12 @@ def test_the_digest_covers_every_constant(change: dict[str, Any]) -> None:
         {"mean_trials": 1e6},
         {"candidates": 0},
         {"candidates": 1.5},
-        {"trial": replace(TRIAL, max_batch_size=90, most_records=2000)},
+        {"trial": replace(TRIAL, max_batch_size=2000, most_records=2000)},
+        {"trial": replace(TRIAL, queries=())},
     ],
 )
 def test_what_the_theorem_does_not_cover_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"mean number of trials|at least one candidate|must not cut batches"):
+    with pytest.raises(
+        ValueError, match=r"mean number of trials|at least one candidate|must not cut batches|needs a noised score"
+    ):
         replace(PLAN, **change)

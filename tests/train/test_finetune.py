@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from dpldm.config import RunConfig, RuntimeConfig
-from dpldm.data.latents import PrivateLatents, fingerprint
+from dpldm.data.fingerprints import plans_after_a_change
+from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior
 from dpldm.models.backbone import load_backbone
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
-from dpldm.privacy.ledger import fingerprint_key, open_ledger, read_ledger
+from dpldm.privacy.ledger import open_ledger, read_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -356,6 +357,22 @@ def test_one_group_more_changes_no_sum_by_more_than_C(
     assert float(distance.min()) > 0.9, "the group is in every batch and its gradient exceeds C"
 
 
+def test_a_null_group_does_not_touch_the_clipping_of_smaller_ones(
+    bench: BenchMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve single images beside a group of nothing but unreadable ones: filling them up to its size would show."""
+    plan = replace(EVERYONE, unit="group", images_per_unit=5)
+    records = made_up(12 + 5)
+    records.usable[12:] = False
+    singles = [1] * 12
+    original, neighbour = (bench(plan, trainable="attention") for _ in range(2))
+    tape = taped(monkeypatch, original, grouped(records, *singles))
+    replay = taped(monkeypatch, neighbour, grouped(records, *singles, 5), earlier=tape)
+    parameters = len(original.tuner.trainable)
+    distance = (replay.per_step(parameters) - tape.per_step(parameters)).norm(dim=1) / plan.max_grad_norm
+    assert float(distance.max()) < 2e-6
+
+
 def test_a_groups_gradient_is_the_mean_over_its_images(bench: BenchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group of three against the mean of its records' own gradients, clipped once; null images count as zero."""
     plan = replace(EVERYONE, unit="group", images_per_unit=3, max_grad_norm=1e3)  # nothing is cut at this C
@@ -592,21 +609,30 @@ def test_finetune_resumes_with_fresh_randomness(config: RunConfig, monkeypatch: 
     assert len(set(firsts)) == 8
 
 
-def test_a_plans_line_tells_the_state_of_the_data_to_the_holder_of_the_key(config: RunConfig, tmp_path: Path) -> None:
-    """An image more is another fingerprint in the same ledger: what was spent stays spent."""
+def test_another_state_of_the_data_is_noted_and_what_was_spent_stays_spent(config: RunConfig) -> None:
     privacy = config.privacy.model_copy(update={"cap": (10.0, 1e-2)})
-    first = config.model_copy(update={"privacy": privacy})
-    runs = [first.model_copy(update={"name": name}) for name in ("first", "same", "more")]
+    runs = [config.model_copy(update={"name": name, "privacy": privacy}) for name in ("first", "same", "more")]
     for run in runs[:2]:
         list(finetune(run))
     Image.new("L", (16, 16)).save(config.data.path / "dark" / "another.png")
     list(finetune(runs[2]))
-    ledger = Run(first).ledger
+    ledger, digests = Run(config).ledger, [plan_of(run).digest() for run in runs]
+    assert plans_after_a_change(ledger, digests) == {digests[2]}
     plans = [line for line in read_ledger(ledger) if line["event"] == "plan"]
-    prints = [line["data"] for line in plans]
-    assert prints[0] == prints[1] != prints[2]
-    assert prints[2] == fingerprint(config.data, fingerprint_key(ledger))
+    assert [line["plan"] for line in plans] == digests
     assert sum(line["constants"]["epsilon"] for line in plans) == 3 * config.privacy.epsilon
+
+
+def test_the_ledger_is_the_same_whatever_the_images_are(config: RunConfig, tmp_path: Path) -> None:
+    """Its head goes out: two data sets, one line more or less in neither, every hash equal."""
+    ledgers = []
+    for number in (1, 2):
+        privacy = config.privacy.model_copy(update={"ledger": tmp_path / f"{number}.jsonl"})
+        output = config.runtime.model_copy(update={"output": tmp_path / f"runs-{number}"})
+        list(finetune(config.model_copy(update={"privacy": privacy, "runtime": output})))
+        ledgers.append((tmp_path / f"{number}.jsonl").read_bytes())
+        Image.new("L", (16, 16)).save(config.data.path / "dark" / "another.png")
+    assert ledgers[0] == ledgers[1]
 
 
 def test_a_lost_checkpoint_starts_again_and_gives_nothing_back(config: RunConfig) -> None:

@@ -59,7 +59,7 @@ def different(pairs: Sequence[Pair]) -> set[str]:
         {"unit": "group", "images_per_unit": 5},
         pytest.param({"max_grad_norm": 5.0}, marks=pytest.mark.slow),
         pytest.param({"expected_batch_size": 3}, marks=pytest.mark.slow),
-        pytest.param({"max_batch_size": 50, "most_records": 500}, marks=pytest.mark.slow),
+        pytest.param({"max_batch_size": 500, "most_records": 500}, marks=pytest.mark.slow),
     ],
 )
 def test_neighbours_differ_by_C_at_most_and_in_nothing_else(config: RunConfig, changes: dict[str, Any]) -> None:

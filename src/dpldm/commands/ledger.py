@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpldm.data.fingerprints import plans_after_a_change
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
@@ -32,7 +33,8 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     except LedgerError as error:
         raise UserError(str(error)) from None
     if given.action == "show":
-        print(_shown(entries))
+        changed = plans_after_a_change(path, [entry["plan"] for entry in entries if entry["event"] == "plan"])
+        print(_shown(entries, changed))
         return 0
     return _verified(Ledger(path, entries), given.release)
 
@@ -50,16 +52,15 @@ def _locate(name: str) -> Path:
     raise UserError(f"There is no ledger {name!r}: give a file, or a dataset_id of this account ({known}).")
 
 
-def _shown(entries: list[dict[str, Any]]) -> str:
+def _shown(entries: list[dict[str, Any]], changed: set[str]) -> str:
     created, plans = entries[0], [entry for entry in entries if entry["event"] == "plan"]
     cap = "none (public benchmark)" if created["cap"] is None else "epsilon {:g}, delta {:g}".format(*created["cap"])
     lines = [f"data set  {created['dataset_id']}", f"cap       {cap}", "", "plans, each paid for whole when it began:"]
-    for earlier, entry in zip([None, *plans], plans, strict=False):
+    for entry in plans:
         constants = entry["constants"]
         used = sum(line["event"] == "attempt" and line["plan"] == entry["plan"] for line in entries)
         budget = f"epsilon {constants['epsilon']:g}, delta {constants['delta']:g}"
-        changed = earlier is not None and earlier["data"] != entry["data"]
-        note = "; the data had changed since the plan before" if changed else ""
+        note = "; the data had changed since the plan before" if entry["plan"] in changed else ""
         if constants.get("kind") == "selection":
             state = f"selection among {constants['candidates']} candidates, {'begun' if used else 'not begun'}"
         else:

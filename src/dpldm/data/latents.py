@@ -7,6 +7,7 @@ sample a fresh latent, as encoding on the fly would.
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpldm.config import DataConfig
-from dpldm.data.ingest import ingest, keyed_fingerprint
+from dpldm.data.ingest import ingest
 from dpldm.data.preprocessing import Preprocessing
 from dpldm.data.readers import open_source
 from dpldm.data.source import Source
@@ -42,6 +43,17 @@ class PrivateLatents:
     def units(self) -> int:
         """Number of units, null ones included."""
         return len(self.labels if self.members is None else self.members)
+
+    def passes(self, batch: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """`records_of` the units of a batch, in parts of about `rows` records, all units of a part having equally many.
+
+        So no unit is filled up to the size of another, and what is computed for it does not depend on who shares its
+        part (but for the last bits of floating-point sums).
+        """
+        sizes = torch.ones_like(batch) if self.members is None else (self.members[batch] >= 0).sum(1)
+        for size in torch.unique(sizes).tolist():
+            for part in torch.split(batch[sizes == size], max(1, rows // size)):
+                yield self.records_of(part)
 
     def records_of(self, units: Tensor) -> tuple[Tensor, Tensor]:
         """(records, weights), each (B, w), of units (B,): w is the size of the largest of them.
@@ -95,7 +107,7 @@ def private_latents(
             cache = groups["latents"]
             posterior = Posterior(cache["mean"], cache["log_variance"])
             return PrivateLatents(posterior, cache["labels"], cache["usable"].bool(), cache.get("members"))
-    records = ingest(_opened(data), preprocessing_of(data), data.labels, images_per_group)
+    records = ingest(private_source(data), preprocessing_of(data), data.labels, images_per_group)
     _log_problems(path.parent / "unreadable.jsonl", records.problems)
     posterior = encode(autoencoder, records.pixels)
     members = None if images_per_group is None else _members(records.units)
@@ -111,12 +123,8 @@ def private_latents(
     return latents
 
 
-def fingerprint(data: DataConfig, secret: bytes) -> str:
-    """`keyed_fingerprint` of the images that a config points to. INTERNAL."""
-    return keyed_fingerprint(_opened(data), secret)
-
-
-def _opened(data: DataConfig) -> Source:
+def private_source(data: DataConfig) -> Source:
+    """The images that a config points to."""
     return open_source(data.path, label_column=data.label_column, group_column=data.group_column)
 
 

@@ -40,10 +40,28 @@ def _relation(adjacency: Adjacency) -> Any:
 
 @dataclass(frozen=True)
 class Cap:
-    """Poisson batches cut to a largest size by a random choice (arXiv 2508.15089)."""
+    """Poisson batches cut to a largest size by a random choice, which must hardly ever happen.
 
-    most_units: int  # public upper bound of the units of either neighbour: more units would be cut more often
+    Where nothing is cut, an attempt is one on a Poisson sample. A cut may also push out another unit, and happens with
+    probability at most t, the same for both neighbours: whether there is one depends on the units that they share. So
+    all that cuts can cost in T attempts is T t of delta. (Accounting for the cut mechanism itself, arXiv 2508.15089,
+    gains amplification from the exact number of units, which is private: more units are not always worse.)
+    """
+
+    most_units: int  # public upper bound of the units of either neighbour: more units are cut more often
     largest_batch: int
+
+    def delta(self, sampling_probability: float, steps: int) -> float:
+        """Upper bound of the probability that any of `steps` batches is cut."""
+        from scipy.stats import binom
+
+        return steps * float(binom.sf(self.largest_batch - 1, self.most_units, sampling_probability))
+
+    def smallest_batch(self, sampling_probability: float, steps: int, delta: float) -> int:
+        """The smallest largest batch for which `delta` is not exceeded."""
+        from scipy.stats import binom
+
+        return int(binom.isf(delta / steps, self.most_units, sampling_probability)) + 1
 
 
 @dataclass(frozen=True)
@@ -55,17 +73,9 @@ class WholeRelease:
     replace_one: float  # what replacing one unit changes at most, in units of what adding or removing one does
 
 
-def _event(noise_multiplier: float, sampling_probability: float, steps: int, cap: Cap | None = None) -> Any:
-    from dp_accounting import (
-        GaussianDpEvent,
-        PoissonSampledDpEvent,
-        SelfComposedDpEvent,
-        TruncatedSubsampledGaussianDpEvent,
-    )
+def _event(noise_multiplier: float, sampling_probability: float, steps: int) -> Any:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
-    if cap is not None:
-        sizes = (cap.most_units, sampling_probability, cap.largest_batch)
-        return SelfComposedDpEvent(TruncatedSubsampledGaussianDpEvent(*sizes, noise_multiplier), steps)
     return SelfComposedDpEvent(PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier)), steps)
 
 
@@ -96,20 +106,22 @@ def epsilon(
     """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite without noise.
 
     Args:
+        cap: batches are cut, which is paid for in delta.
         beside: releases on the whole data set that are composed with the attempts.
     """
+    left = delta if cap is None else delta - cap.delta(sampling_probability, steps)
     if steps == 0 and not beside:
         return 0.0
-    if steps > 0 and noise_multiplier == 0:
+    if left <= 0 or (steps > 0 and noise_multiplier == 0):
         return float("inf")
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(_relation(adjacency), discretisation)
     if steps > 0:
-        accountant.compose(_event(noise_multiplier, sampling_probability, steps, cap))
+        accountant.compose(_event(noise_multiplier, sampling_probability, steps))
     for release in beside:
         accountant.compose(_whole_event(release, adjacency))
-    return float(accountant.get_epsilon(delta))
+    return float(accountant.get_epsilon(left))
 
 
 def epsilon_of_group(

@@ -11,8 +11,9 @@ coordinates (g sqrt(d), and as much again for the division by g in float64); g i
 times that.
 
 **Z is exact.** It comes from Karney's algorithm N (2016, ACM TOMS 42, arXiv 1303.6257), which compares uniform words
-and computes no logarithm or cosine. Words have 63 bits: the algorithm errs only where two of them are equal, which
-changes the distribution of a value by less than 2**-56 in total variation.
+and computes no logarithm or cosine. Words have 63 bits. Where two that are compared are equal, their further bits would
+decide, which are fair coins: only a second tie with the same word would err, which changes the distribution of a value
+by less than 2**-110 in total variation.
 
 What it does not close: the float32 additions inside the clipped sum itself (docs/privacy.md).
 """
@@ -78,8 +79,8 @@ def _proposals(count: int, entropy: Entropy) -> tuple[Tensor, Tensor, Tensor]:
         k, x = whole[rows], fraction[rows]
 
         def survives(active: Tensor) -> Tensor:  # with probability (2 k + x) / (2 k + 2)
-            die = _words(len(active), entropy) % (2 * k[active] + 2)
-            return (die > 1) | ((die == 1) & (_words(len(active), entropy) < x[active]))
+            die = _die(2 * k[active] + 2, entropy)
+            return (die > 1) | ((die == 1) & _below(_words(len(active), entropy), x[active], entropy))
 
         return _even_descents(x, survives, entropy)
 
@@ -112,7 +113,7 @@ def _even_descents(start: Tensor, survives: Callable[[Tensor], Tensor], entropy:
     active = torch.arange(len(start))
     while len(active):
         words = _words(len(active), entropy)
-        descends = (words < last[active]) & survives(active)
+        descends = _below(words, last[active], entropy) & survives(active)
         active = active[descends]
         last[active] = words[descends]
         even[active] = ~even[active]
@@ -124,6 +125,22 @@ def _all_happen(trials: Tensor, event: Callable[[Tensor], Tensor]) -> Tensor:
     rows = torch.repeat_interleave(torch.arange(len(trials)), trials)
     failures = torch.zeros(len(trials), dtype=torch.int64)
     return failures.index_add(0, rows, (~event(rows)).long()) == 0
+
+
+def _below(words: Tensor, others: Tensor, entropy: Entropy) -> Tensor:
+    """Whether the numbers that begin with `words` are below those that begin with `others`."""
+    below, tied = words < others, words == others
+    below[tied] = random_words(int(tied.sum()), entropy) < 0
+    return below
+
+
+def _die(sides: Tensor, entropy: Entropy) -> Tensor:
+    """Fair dice with so many sides each, 0 and up; words beyond the last full round are thrown again."""
+    words = _words(len(sides), entropy)
+    rounds = (2**63 - 1) // sides * sides
+    while len(again := torch.nonzero(words >= rounds).flatten()):
+        words[again] = _words(len(again), entropy)
+    return words % sides
 
 
 def _words(count: int, entropy: Entropy) -> Tensor:

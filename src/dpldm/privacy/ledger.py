@@ -5,13 +5,10 @@ budget. Each line is JSON with the sha256 of the line before it. A line is on di
 pays for, so whatever a kill interrupts has been charged: charged >= released, always.
 
     {"seq": 0, "event": "created", "dataset_id": ..., "cap": ..., "prev": "", "hash": ...}
-    {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, "data": <keyed fingerprint>, ...}
+    {"seq": 1, "event": "plan", "plan": <digest>, "constants": {...}, ...}
     {"seq": 2, "event": "attempt", "plan": <digest>, "number": 1, ...}
     {"seq": 3, "event": "attempt", ...}
     {"seq": 4, "event": "query", "plan": <digest>, "query": "class_histogram", "number": 1, ...}
-
-Every plan's line holds a fingerprint of the data as it was then, keyed by a secret beside the ledger: it tells the
-holder alone whether the data changed between two plans. What was spent stays spent, whatever it says.
 
 Budgets across plans are reserved in advance: a plan enters with its whole (epsilon, delta), and the sums must stay
 within the cap that was declared when the ledger was created. Basic composition allows each plan to be chosen
@@ -125,11 +122,8 @@ class Ledger:
         digest = plan.digest()
         return sum(e["event"] == "query" and (e["plan"], e["query"]) == (digest, question.kind) for e in self._entries)
 
-    def register(self, plan: Budgeted, fingerprint: str | None = None) -> None:
+    def register(self, plan: Budgeted) -> None:
         """Reserve the plan's whole budget, once; registering it again changes nothing.
-
-        Args:
-            fingerprint: of the data, keyed by `fingerprint_key` (INTERNAL); None where there is no data to look at.
 
         Raises:
             LedgerError: the cap of this data set would be exceeded, the plan is for another data set, or it is no
@@ -157,7 +151,7 @@ class Ledger:
                     f"{spent[0]:g} and {spent[1]:g} are reserved by earlier plans: this plan's {plan.epsilon:g} and "
                     f"{plan.delta:g} do not fit. Resume the earlier run, or lower privacy.epsilon and privacy.delta."
                 )
-        self._append({"event": "plan", "plan": digest, "constants": plan.constants(), "data": fingerprint})
+        self._append({"event": "plan", "plan": digest, "constants": plan.constants()})
 
     def charge(self, plan: Budgeted) -> int:
         """Write the line of the next attempt, flushed to disk, and return its number (1, 2, ...).
@@ -215,25 +209,6 @@ class Ledger:
             raise _unwritable(self.path)
         self._entries.append(line)
         self._size += len(payload)
-
-
-def fingerprint_key(ledger: Path) -> bytes:
-    """The secret of a ledger's fingerprints: 32 random bytes in a file beside it, made when first asked for. INTERNAL.
-
-    A lost key costs nothing but that the next plan's data cannot be compared with the earlier ones'.
-
-    Raises:
-        LedgerError: the file cannot be written or read.
-    """
-    path = ledger.with_name(ledger.name + ".key")
-    try:
-        if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(os.urandom(32))
-        return path.read_bytes()
-    except OSError:
-        raise _unwritable(path) from None
 
 
 def _create(path: Path, dataset_id: str, cap: tuple[float, float] | None) -> None:

@@ -67,7 +67,8 @@ class Outer:
 
     def squared_norms(self) -> Tensor:
         if not self.ghost_is_cheaper():
-            return self._squared_norms_in_parts()
+            lengths = self.inputs.norm(dim=2) * self.outputs.norm(dim=2)
+            return self._squared_norms_in_parts() + _order_bound(lengths)
         # ||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s)
         grams = self.inputs @ self.inputs.mT, self.outputs @ self.outputs.mT
         squared: Tensor = (grams[0] * grams[1]).sum(2).sum(1) + self._rounding_bound(*grams)  # T terms at a time
@@ -136,7 +137,8 @@ class Rows:
         places, inverse = torch.unique(example * self.height + self.ids, return_inverse=True)
         rows = self.outputs.new_zeros(len(places), width).index_add_(0, inverse.flatten(), self.outputs.flatten(0, 1))
         squares = rows.square().sum(1)
-        return squares.new_zeros(examples).index_add_(0, places // self.height, squares)
+        norms = squares.new_zeros(examples).index_add_(0, places // self.height, squares)
+        return norms + _order_bound(self.outputs.norm(dim=2))
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         outputs = _without_ignored(self.outputs, weights) * weights[:, None, None]
@@ -147,6 +149,17 @@ class Rows:
         examples, _, width = self.outputs.shape
         gradients = self.outputs.new_zeros(examples, self.height, width)
         return Dense(gradients.scatter_add_(1, self.ids[..., None].expand(-1, -1, width), self.outputs))
+
+
+def _order_bound(lengths: Tensor) -> Tensor:
+    """What tokens of these lengths (B, T) may hide from a squared norm by cancelling, (B,): 2 T u (sum_t length)^2.
+
+    The norm adds an example's tokens in one order, the clipped sum in another, between those of other examples. An
+    example that cancels in the one must not be too long to cancel in the other.
+    """
+    unit = torch.finfo(lengths.dtype).eps / 2
+    bound: Tensor = 2 * lengths.shape[1] * unit * lengths.sum(1).square()
+    return bound
 
 
 def _without_ignored(rows: Tensor, weights: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ SMALLEST_DELTA = 1e-10
 """Below it the accountant's own rounding is no longer negligible (seen at 1e-12)."""
 LARGEST_EPSILON = 100.0
 MOST_ATTEMPTS = 1_000_000
+LARGEST_CLIP_NORM = 1e12
+SHARE_OF_CUTS = 0.1
+"""Of delta, what cut batches may cost at most."""
 UNITS = ("image", "group")
 
 
@@ -71,8 +74,13 @@ class PrivacyPlan:
             )
         if not 1 <= self.expected_batch_size <= self.records:
             raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
-        if min(self.steps, self.draws_per_example) < 1 or not 0 < self.max_grad_norm < float("inf"):
-            raise ValueError("privacy.steps, draws_per_example and max_grad_norm must be positive.")
+        if min(self.steps, self.draws_per_example) < 1:
+            raise ValueError("privacy.steps and draws_per_example must be positive.")
+        if not 1 / LARGEST_CLIP_NORM <= self.max_grad_norm <= LARGEST_CLIP_NORM:
+            raise ValueError(
+                f"privacy.max_grad_norm must lie between {1 / LARGEST_CLIP_NORM:g} and {LARGEST_CLIP_NORM:g}: float32 "
+                "cannot hold the squares of much smaller or larger norms."
+            )
         if (self.max_batch_size is None) != (self.most_records is None):
             raise ValueError(
                 "privacy.max_batch_size and privacy.most_records belong together: how often a batch is cut depends on "
@@ -83,6 +91,7 @@ class PrivacyPlan:
                 raise ValueError("privacy.max_batch_size must not be below privacy.expected_batch_size.")
             if self.most_records < self.records:
                 raise ValueError("privacy.most_records must not be below privacy.records.")
+            self._refuse_frequent_cuts(Cap(self.most_records, self.max_batch_size))
         if self.unit not in UNITS or self.images_per_unit < 1 or (self.unit == "image" and self.images_per_unit > 1):
             raise ValueError(
                 "privacy.unit must be image, or group with privacy.max_images_per_group, the images that a group keeps."
@@ -99,6 +108,15 @@ class PrivacyPlan:
             raise ValueError("The noise multiplier must be a number, not negative.")
         if len({question.kind for question in self.queries}) < len(self.queries):
             raise ValueError("A plan asks each kind of question once.")
+
+    def _refuse_frequent_cuts(self, cap: Cap) -> None:
+        room = SHARE_OF_CUTS * self.delta
+        if cap.delta(self.sampling_probability, self.attempts) > room:
+            least = cap.smallest_batch(self.sampling_probability, self.attempts, room)
+            raise ValueError(
+                f"privacy.max_batch_size {cap.largest_batch} would cut batches too often for this delta: set it to at "
+                f"least {least}, or lower privacy.most_records."
+            )
 
     @property
     def sampling_probability(self) -> float:

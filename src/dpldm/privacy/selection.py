@@ -18,6 +18,7 @@ from typing import Any
 from dpldm.privacy.accounting import epsilon_of_selection
 from dpldm.privacy.entropy import Entropy, random_units, random_words
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import CandidateScores
 
 MOST_MEAN_TRIALS = 1000.0
 
@@ -44,6 +45,8 @@ class SelectionPlan:
             raise ValueError(f"The mean number of trials must lie between 1 and {MOST_MEAN_TRIALS:g}.")
         if type(self.candidates) is not int or self.candidates < 1:
             raise ValueError("A selection needs at least one candidate.")
+        if not any(isinstance(question, CandidateScores) for question in self.trial.queries):
+            raise ValueError("A trial needs a noised score among its queries (CandidateScores): what is best, else?")
         if self.trial.cap is not None:
             raise ValueError("Trials of a selection must not cut batches: leave privacy.max_batch_size out.")
 

@@ -9,7 +9,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from dpldm.config import RunConfig
-from dpldm.data.latents import PrivateLatents, fingerprint, private_latents
+from dpldm.data.fingerprints import note_fingerprint
+from dpldm.data.latents import PrivateLatents, private_latents, private_source
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
@@ -19,7 +20,7 @@ from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, fingerprint_key, open_ledger
+from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -70,9 +71,10 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
 
 
 def register(plan: PrivacyPlan, ledger: Ledger, config: RunConfig) -> None:
-    """Reserve the plan's budget, and note which state of the data it is spent on."""
+    """Reserve the plan's budget, and note beside the ledger which state of the data it is spent on."""
     if not ledger.holds(plan):
-        ledger.register(plan, fingerprint(config.data, fingerprint_key(ledger.path)))
+        note_fingerprint(ledger.path, plan.digest(), private_source(config.data))
+        ledger.register(plan)
 
 
 def algorithm_1(
@@ -86,7 +88,6 @@ def algorithm_1(
 ) -> Iterator[FinetuneStep]:
     """Algorithm 1: T times draw, clip, sum, noise, divide, update."""
     curve = plan.epsilon_curve()
-    physical = max(1, run.config.runtime.physical_batch_size // plan.images_per_unit)  # units in a pass
     shape, timesteps = latents.posterior.mean.shape[1:], int(scheduler.config.num_train_timesteps)
     dropout = run.config.optimizer.label_dropout
     constants = (plan.max_grad_norm, plan.draws_per_example, plan.clipping)
@@ -98,8 +99,7 @@ def algorithm_1(
             except BudgetExhausted:
                 yield _shown(tuner, plan, ledger, curve, ended_early=True)
                 return
-            for start in range(0, len(batch), physical):  # no pass at all for an empty batch
-                records, weights = latents.records_of(batch[start : start + physical])
+            for records, weights in latents.passes(batch, run.config.runtime.physical_batch_size):  # none if empty
                 draws = fresh_draws(records.numel(), plan.draws_per_example, shape, timesteps, dropout, entropy)
                 losses = example_losses(tuner.network, scheduler, latents, records.flatten(), draws)
                 weights = weights.to(losses.device)

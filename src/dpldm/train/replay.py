@@ -107,6 +107,7 @@ def observe(config: RunConfig, plan: PrivacyPlan, backbone: Backbone, latents: P
         steps=STEPS,
         reserve_steps=1,
         noise_multiplier=0.0,
+        noise="float",  # without noise there is no grid: what is compared is the sum before it
         max_batch_size=None,
         most_records=None,
         public_benchmark=True,
