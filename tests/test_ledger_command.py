@@ -13,6 +13,7 @@ from dpldm.data.fingerprints import note_fingerprint
 from dpldm.data.readers import open_source
 from dpldm.privacy.ledger import open_ledger
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import CandidateScores
 from dpldm.privacy.selection import SelectionPlan
 from dpldm.releasing import release
 from dpldm.run import Run, plan_of
@@ -68,6 +69,7 @@ def test_show_tells_of_a_selection_without_its_number_of_trials(tmp_path: Path, 
         max_grad_norm=1e-3,
         draws_per_example=1,
         noise_multiplier=9.0,
+        queries=(CandidateScores(noise_multiplier=20.0, candidates=1),),
     )
     plan, path = SelectionPlan(trial, mean_trials=5.0, candidates=3), tmp_path / "scans.jsonl"
     with open_ledger(path, "scans", (1.0, 1e-5)) as ledger:

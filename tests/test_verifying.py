@@ -206,6 +206,10 @@ def declared_losses(directory: Path) -> None:
     declare(directory, "synthetic/losses.csv", b"0.1")
 
 
+def declared_card_of_another_kind(directory: Path) -> None:
+    declare(directory, "README.md.csv", b"0.1")
+
+
 def card_with_another_epsilon(directory: Path) -> None:
     text = (directory / "README.md").read_text()
     declare(directory, "README.md", text.replace("(0.50, 0.001)", "(0.01, 1e-09)").encode())
@@ -226,6 +230,7 @@ HARMS = {
     change_card: {"files unchanged", "cards"},
     declared_latents: {"nothing foreign"},
     declared_losses: {"nothing foreign"},
+    declared_card_of_another_kind: {"nothing foreign"},
     card_with_another_epsilon: {"cards"},
     card_of_the_images_with_another_epsilon: {"cards"},
     another_autoencoder: {"public weights"},

@@ -167,6 +167,15 @@ def test_cap_bounds_the_sum_of_what_was_let_in(tmp_path_factory: pytest.TempPath
         assert sum(entry["event"] == "plan" for entry in ledger.entries) <= len(wishes)
 
 
+def test_another_plan_of_the_same_run_is_paid_for_beside_the_first(path: Path) -> None:
+    """A constant that was changed makes another plan; the name of the run gives nothing back."""
+    with open_ledger(path, "scans", (1.5, 1e-4)) as ledger:
+        ledger.register(PLAN)
+        with pytest.raises(LedgerError, match="cap"):
+            ledger.register(replace(PLAN, steps=PLAN.steps + 1))
+        ledger.register(replace(PLAN, steps=PLAN.steps + 1, epsilon=0.5))
+
+
 def test_cap_is_the_one_the_ledger_was_created_with(path: Path) -> None:
     with open_ledger(path, "scans", (1.0, 1e-5)) as ledger:
         ledger.register(PLAN)

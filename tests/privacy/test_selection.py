@@ -88,8 +88,8 @@ def test_noise_is_calibrated_for_the_whole_selection() -> None:
     made = make_selection(replace(TRIAL, noise_multiplier=0.0), 5.0, 3)
     assert 1.98 < made.stated_epsilon() <= 2.0 == made.epsilon
     assert made.trial.epsilon_after(45) < 1.5, "a trial alone costs less than the best of many"
-    without_score = make_selection(replace(TRIAL, queries=()), 5.0, 3)
-    assert without_score.trial.noise_multiplier < made.trial.noise_multiplier, "the score is paid for"
+    vaguer = make_selection(replace(TRIAL, queries=(replace(SCORE, noise_multiplier=200.0),)), 5.0, 3)
+    assert vaguer.trial.noise_multiplier < made.trial.noise_multiplier, "the score is paid for"
     with pytest.raises(ValueError, match="No noise keeps this selection"):
         make_selection(replace(TRIAL, epsilon=0.1), 5.0, 3)
 
@@ -139,13 +139,20 @@ def test_a_selection_is_one_reservation_and_one_line_however_many_trials_follow(
         {"mean_trials": 6.0},
         {"candidates": 4},
         {"trial": replace(TRIAL, noise_multiplier=4.1)},
-        {"trial": replace(TRIAL, queries=())},
+        {"trial": replace(TRIAL, queries=(replace(SCORE, noise_multiplier=21.0),))},
         {"trial": replace(TRIAL, dataset_id="other")},
     ],
 )
 def test_the_digest_covers_every_constant(change: dict[str, Any]) -> None:
     assert replace(PLAN, **change).digest() != PLAN.digest()
     assert replace(PLAN).digest() == PLAN.digest()
+
+
+def test_epsilon_counts_the_reserve_of_every_trial() -> None:
+    trial = PLAN.trial
+    counted = (trial.noise_multiplier, trial.sampling_probability, trial.steps + trial.reserve_steps, trial.delta)
+    assert PLAN.stated_epsilon() == epsilon_of_selection(*counted, PLAN.mean_trials, trial.beside)
+    assert replace(PLAN, trial=replace(trial, reserve_steps=0)).stated_epsilon() < PLAN.stated_epsilon()
 
 
 @pytest.mark.parametrize(
