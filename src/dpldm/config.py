@@ -177,8 +177,8 @@ class PrivacyConfig(Section):
     """K: noise and timestep draws per example and step, averaged before clipping: K times the work, no privacy
     cost."""
     max_batch_size: Count | None = None
-    """Largest batch: a larger Poisson draw is cut to it, which bounds time and memory and is accounted for. Needs
-    most_records."""
+    """Largest batch: a larger Poisson draw is cut to it, which bounds time and memory. Must hardly ever happen, and is
+    accounted for. Needs most_records."""
     most_records: Count | None = None
     """Public upper bound of the number of images, only for max_batch_size. A larger data set is refused."""
     clipping: Literal["flat", "automatic"] = "flat"
@@ -251,7 +251,7 @@ class SamplingConfig(Section):
     """How synthetic images are drawn; post-processing, no privacy cost."""
 
     count: Count = 60_000
-    """Synthetic images, equally many per class."""
+    """Synthetic images, equally many per class unless label_counts or a class histogram says otherwise."""
     sampler: Literal["ddim", "dpmsolver++"] = "dpmsolver++"
     """Solver of the reverse process."""
     steps: int = Field(20, ge=1, le=1000)

@@ -36,7 +36,10 @@ LARGEST = 2.0**60
 
 
 def grid_step(noise_multiplier: float, clip_norm: float, coordinates: int) -> float:
-    """g with g * 2**BITS = noise_multiplier * (clip_norm + 2 g sqrt(coordinates))."""
+    """g with g * 2**BITS = noise_multiplier * (clip_norm + 2 g sqrt(coordinates)).
+
+    Positive for noise multipliers up to 1,000 (which a plan with grid noise is held to) and 1e11 coordinates.
+    """
     return noise_multiplier * clip_norm / ((1 << BITS) - 2 * noise_multiplier * math.sqrt(coordinates))
 
 

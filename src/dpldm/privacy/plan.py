@@ -19,6 +19,7 @@ SMALLEST_DELTA = 1e-10
 LARGEST_EPSILON = 100.0
 MOST_ATTEMPTS = 1_000_000
 LARGEST_CLIP_NORM = 1e12
+LARGEST_GRID_NOISE = 1e3
 SHARE_OF_CUTS = 0.1
 """Of delta, what cut batches may cost at most."""
 UNITS = ("image", "group")
@@ -54,68 +55,77 @@ class PrivacyPlan:
         Raises:
             ValueError: a constant is out of range; the message names it and what to change.
         """
-        numbers = (
-            *(self.records, self.expected_batch_size, self.steps, self.reserve_steps),
-            *(self.draws_per_example, self.images_per_unit),
-        )
+        self._check_numbers()
+        self._check_budget()
+        self._check_cut_batches()
+        self._check_rules()
+
+    def _check_numbers(self) -> None:
+        counts = (self.records, self.expected_batch_size, self.steps, self.draws_per_example, self.images_per_unit)
         bounds = [bound for bound in (self.max_batch_size, self.most_records) if bound is not None]
-        if any(type(number) is not int for number in (*numbers, *bounds)):
+        if any(type(number) is not int for number in (*counts, self.reserve_steps, *bounds)):
             raise ValueError("privacy.records, expected_batch_size, steps, reserve_steps and draws are whole numbers.")
-        if not 0 < self.epsilon <= LARGEST_EPSILON:
-            raise ValueError(
-                f"privacy.epsilon must be a positive number, at most {LARGEST_EPSILON:g} (1 is strong, 10 is weak)."
-            )
         if self.records < 10:
             raise ValueError("privacy.records must be at least 10.")
-        if not SMALLEST_DELTA <= self.delta < 1 / self.records:
-            raise ValueError(
-                f"privacy.delta must be below 1/records = {1 / self.records:.2e} (and at least {SMALLEST_DELTA:g}): "
-                "a larger delta would allow publishing a record outright."
-            )
         if not 1 <= self.expected_batch_size <= self.records:
             raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
         if min(self.steps, self.draws_per_example) < 1:
             raise ValueError("privacy.steps and draws_per_example must be positive.")
+        if self.reserve_steps < 0:
+            raise ValueError("privacy.reserve_steps must not be negative.")
+        if self.attempts > MOST_ATTEMPTS:
+            raise ValueError(f"privacy.steps and reserve_steps must not exceed {MOST_ATTEMPTS:,} together.")
         if not 1 / LARGEST_CLIP_NORM <= self.max_grad_norm <= LARGEST_CLIP_NORM:
             raise ValueError(
                 f"privacy.max_grad_norm must lie between {1 / LARGEST_CLIP_NORM:g} and {LARGEST_CLIP_NORM:g}: float32 "
                 "cannot hold the squares of much smaller or larger norms."
             )
+
+    def _check_budget(self) -> None:
+        if not 0 < self.epsilon <= LARGEST_EPSILON:
+            raise ValueError(
+                f"privacy.epsilon must be a positive number, at most {LARGEST_EPSILON:g} (1 is strong, 10 is weak)."
+            )
+        if not SMALLEST_DELTA <= self.delta < 1 / self.records:
+            raise ValueError(
+                f"privacy.delta must be below 1/records = {1 / self.records:.2e} (and at least {SMALLEST_DELTA:g}): "
+                "a larger delta would allow publishing a record outright."
+            )
+
+    def _check_cut_batches(self) -> None:
         if (self.max_batch_size is None) != (self.most_records is None):
             raise ValueError(
                 "privacy.max_batch_size and privacy.most_records belong together: how often a batch is cut depends on "
                 "how many records there can be at most."
             )
-        if self.max_batch_size is not None and self.most_records is not None:
-            if self.max_batch_size < self.expected_batch_size:
-                raise ValueError("privacy.max_batch_size must not be below privacy.expected_batch_size.")
-            if self.most_records < self.records:
-                raise ValueError("privacy.most_records must not be below privacy.records.")
-            self._refuse_frequent_cuts(Cap(self.most_records, self.max_batch_size))
+        if self.cap is None:
+            return
+        if self.cap.largest_batch < self.expected_batch_size:
+            raise ValueError("privacy.max_batch_size must not be below privacy.expected_batch_size.")
+        if self.cap.most_units < self.records:
+            raise ValueError("privacy.most_records must not be below privacy.records.")
+        settings, room = (self.sampling_probability, self.attempts), SHARE_OF_CUTS * self.delta
+        if self.cap.delta(*settings) > room:
+            raise ValueError(
+                f"privacy.max_batch_size {self.cap.largest_batch} would cut batches too often for this delta: set it "
+                f"to at least {self.cap.smallest_batch(*settings, room)}, or lower privacy.most_records."
+            )
+
+    def _check_rules(self) -> None:
         if self.unit not in UNITS or self.images_per_unit < 1 or (self.unit == "image" and self.images_per_unit > 1):
             raise ValueError(
                 "privacy.unit must be image, or group with privacy.max_images_per_group, the images that a group keeps."
             )
         if self.clipping not in ("flat", "automatic"):
             raise ValueError("privacy.clipping must be flat or automatic.")
-        if self.noise not in ("float", "grid"):
-            raise ValueError("privacy.noise must be float or grid.")
-        if self.reserve_steps < 0:
-            raise ValueError("privacy.reserve_steps must not be negative.")
-        if self.attempts > MOST_ATTEMPTS:
-            raise ValueError(f"privacy.steps and reserve_steps must not exceed {MOST_ATTEMPTS:,} together.")
         if not 0 <= self.noise_multiplier < float("inf"):
             raise ValueError("The noise multiplier must be a number, not negative.")
         if len({question.kind for question in self.queries}) < len(self.queries):
             raise ValueError("A plan asks each kind of question once.")
-
-    def _refuse_frequent_cuts(self, cap: Cap) -> None:
-        room = SHARE_OF_CUTS * self.delta
-        if cap.delta(self.sampling_probability, self.attempts) > room:
-            least = cap.smallest_batch(self.sampling_probability, self.attempts, room)
+        noises = (self.noise_multiplier, *(question.noise_multiplier for question in self.queries))
+        if self.noise not in ("float", "grid") or (self.noise == "grid" and max(noises) > LARGEST_GRID_NOISE):
             raise ValueError(
-                f"privacy.max_batch_size {cap.largest_batch} would cut batches too often for this delta: set it to at "
-                f"least {least}, or lower privacy.most_records."
+                f"privacy.noise must be float, or grid, which holds noise multipliers up to {LARGEST_GRID_NOISE:g}."
             )
 
     @property
