@@ -27,7 +27,7 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
-    parser.set_defaults(command=name)
+    parser.set_defaults(command=name, choices=False)
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))

@@ -113,7 +113,7 @@ def observe(config: RunConfig, plan: PrivacyPlan, backbone: Backbone, latents: P
         public_benchmark=True,
     )
     with tempfile.TemporaryDirectory(prefix="dpldm-audit-") as folder:
-        run = Run(_here(config, Path(folder), physical=PASS * plan.images_per_unit))
+        run = Run(_here(config, Path(folder), physical=PASS * _images_of_a_unit(plan)))
         run.private.mkdir(parents=True)
         entropy = _Entropy(seed)
         tuner = _Replayed(_copied(backbone), config, everyone, plan.noise_multiplier, entropy)
@@ -198,9 +198,13 @@ def _compared(kind: str, relation: str, one: World, other: World) -> Pair:
 # --- made-up units -----------------------------------------------------------------------------------------------
 
 
+def _images_of_a_unit(plan: PrivacyPlan) -> int:
+    return min(plan.images_per_unit, 3)
+
+
 def _made_up(config: RunConfig, plan: PrivacyPlan, backbone: Backbone, units: int, seed: int) -> PrivateLatents:
     """Units of random latents; a single one has a label of its own, the last, as the only member of its class."""
-    images = min(plan.images_per_unit, 3)
+    images = _images_of_a_unit(plan)
     generator = torch.Generator().manual_seed(2 * seed + (units == 1))
     mean = torch.randn(units * images, *latent_shape(backbone.autoencoder, config.data.image_size), generator=generator)
     classes, last = len(config.data.labels), len(config.data.labels) - 1  # no classes: -1, unconditional
