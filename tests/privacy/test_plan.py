@@ -76,6 +76,15 @@ def test_constants_out_of_range_are_refused_by_name(changes: dict[str, Any], nam
         make_plan(**asked(**changes))
 
 
+def test_constants_that_no_plan_has_are_refused() -> None:
+    constants = PLAN.constants()
+    assert PrivacyPlan.from_constants(constants) == PLAN
+    with pytest.raises(TypeError):
+        PrivacyPlan.from_constants({**constants, "mean_loss": 0.1})
+    with pytest.raises(TypeError):
+        PrivacyPlan.from_constants({key: value for key, value in constants.items() if key != "records"})
+
+
 def test_delta_just_below_one_in_records_is_taken() -> None:
     assert make_plan(**asked(epsilon=0.3, delta=0.999e-3)).delta == 0.999e-3
 
