@@ -15,6 +15,7 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
 from dpldm.privacy.ledger import read_ledger
 from dpldm.run import Run, default_batch, disk_space, ledger_cap, plan_of
+from dpldm.sampling import sample
 from dpldm.train.checkpoint import load_checkpoint
 from tiny_runs import Means, tiny_settings, write_images
 
@@ -239,3 +240,10 @@ def test_the_finished_runs_checkpoint_names_its_plan(finished: RunConfig) -> Non
     _, facts = load_checkpoint(Run(finished).checkpoint)
     assert facts["plan"] == plan_of(finished).digest()
     assert facts["updates"] == 2
+
+
+def test_the_resolved_config_shows_what_the_last_stage_was_called_with(finished_copy: RunConfig) -> None:
+    run = Run(finished_copy)
+    other = finished_copy.model_copy(update={"sampling": finished_copy.sampling.model_copy(update={"guidance": 2.5})})
+    list(sample(other))
+    assert yaml.safe_load(run.resolved_config.read_text())["sampling"]["guidance"] == 2.5

@@ -97,18 +97,26 @@ class Run:
         """
         if self.started:
             self.require_same_training()
-        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._require_space()
             self.private.mkdir(exist_ok=True)
             os.chmod(self.private, stat.S_IRWXU)
-            replace_file(self.resolved_config, resolved.encode(), mode=0o644)
+            self.note_settings()
         except OSError as error:
             raise UserError(
                 f"The run folder {self.directory} cannot be written ({error.strerror}): "
                 "free space or choose another runtime.output."
             ) from error
+
+    def note_settings(self) -> None:
+        """Write the resolved config. Every stage does, so that it shows what images were drawn and measured with.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        replace_file(self.resolved_config, resolved.encode(), mode=0o644)
 
     def require_same_training(self) -> None:
         """Settings of sampling, evaluation and runtime may change between calls; those of training may not.

@@ -58,6 +58,7 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
     labels = planned_labels(settings, len(config.data.labels))
     draw = Sampler(backbone, network, settings, config.data.image_size)
     run.synthetic.mkdir(parents=True, exist_ok=True)
+    run.note_settings()
     key = _settings_key(run, settings)
     starts = range(0, len(labels), settings.batch_size)
     for number, start in enumerate(starts):

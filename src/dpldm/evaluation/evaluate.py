@@ -67,6 +67,7 @@ def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] 
         UserError: there are no test images, or too few synthetic ones for the protocol.
     """
     synthetic, test = load_synthetic(config), _test_images(config)
+    Run(config).note_settings()
     classes = len(config.data.labels)
     public = config.privacy.public_benchmark
     utility = None
