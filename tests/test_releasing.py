@@ -151,7 +151,8 @@ def test_the_number_of_private_images_is_not_released(finished: RunConfig) -> No
     statement = privacy_statement(finished)
     assert statement["declared_constants"]["records"] == finished.privacy.records == statement["plan"]["records"]
     assert set(statement["declared_constants"]) == {
-        "records", "labels", "image_size", "channels", "crop", "window", "trainable", "optimizer", "sampling",
+        "records", "labels", "image_size", "channels", "crop", "window", "trainable", "tune_embedder",
+        "optimizer", "sampling",
     }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ MUTANTS = [
            P + "grid.py::test_every_integer_has_the_probability_of_its_interval"),
     Mutant("an integer that overflows", "privacy.grid:add_gaussian_on_grid", ".clamp(-LARGEST, LARGEST)", "",
            P + "grid.py::test_a_sum_beyond_all_measure_is_cut_not_wrapped_around"),
-    Mutant("a lone token's order is trusted", "privacy.per_example:_order_bound", "2 * lengths", "0 * lengths",
+    Mutant("a lone token's order is trusted", "privacy.per_example:_order_bound", "* lengths.sum(1).square()", "* 0 * lengths.sum(1).square()",
            P + "clipping.py::test_tokens_that_cancel_in_an_embedding_do_not_wipe_out_other_examples"),
     Mutant("cut batches are free", "privacy.accounting:epsilon", "delta - cap.delta(sampling_probability, steps)", "delta",
            P + "accounting.py::test_a_cut_costs_its_probability_of_delta"),

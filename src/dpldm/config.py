@@ -324,7 +324,9 @@ class RunConfig(Section):
     def _questions_about_classes_have_classes(self) -> Self:
         asked = (self.privacy.histogram_noise, self.privacy.class_means_noise)
         if asked != (None, None) and not self.data.labels:
-            raise ValueError("privacy.histogram_noise and class_means_noise need the classes that data.labels declares")
+            raise ValueError(
+                "privacy.histogram_noise and privacy.class_means_noise need the classes that data.labels declares"
+            )
         return self
 
     @model_validator(mode="after")

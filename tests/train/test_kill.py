@@ -45,7 +45,7 @@ ConfigMaker = Callable[..., RunConfig]
 @pytest.fixture
 def config_of(tmp_path: Path, tiny_backbone: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigMaker:
     loaded = load_backbone(str(tiny_backbone))
-    monkeypatch.setattr(stage, "load_backbone", lambda name: copy.deepcopy(loaded))
+    monkeypatch.setattr(stage, "load_backbone", lambda *given: copy.deepcopy(loaded))
 
     def make(steps: int, reserve: int, output: str = "runs") -> RunConfig:
         privacy = {"dataset_id": "scans", "records": 40, "epsilon": 1.0, "delta": 1e-3, "expected_batch_size": 2}

@@ -152,13 +152,15 @@ class Rows:
 
 
 def _order_bound(lengths: Tensor) -> Tensor:
-    """What tokens of these lengths (B, T) may hide from a squared norm by cancelling, (B,): 2 T u (sum_t length)^2.
+    """What is added to a squared norm because tokens of these lengths (B, T) may cancel in it, (B,).
 
-    The norm adds an example's tokens in one order, the clipped sum in another, between those of other examples. An
-    example that cancels in the one must not be too long to cancel in the other.
+    The norm adds an example's tokens in one order, the clipped sum in another, between those of other examples. With
+    a norm of at least sqrt(8 u) sum_t length (u = unit round-off), the parts of a clipped example stay below
+    C / sqrt(8 u), and what float32 loses beside them below sqrt(u / 8) C = 1e-4 C; and 2 T u sum_t length is what
+    adding them up in the norm may have lost itself. Only where tokens cancel almost wholly does either change a norm.
     """
     unit = torch.finfo(lengths.dtype).eps / 2
-    bound: Tensor = 2 * lengths.shape[1] * unit * lengths.sum(1).square()
+    bound: Tensor = max(8 * unit, (2 * lengths.shape[1] * unit) ** 2) * lengths.sum(1).square()
     return bound
 
 
