@@ -1,6 +1,6 @@
 """Time and memory of private gradients, ours and others': `make bench` (up to 45 minutes on two idle cores).
 
-    python benchmarks/run.py [--quick] [--output DIR]
+    python benchmarks/run.py [--quick] [--rounds N] [--output DIR]
 
 Writes results.json, and from it README.md and ratios.svg. --quick tries everything out on tiny networks in seconds.
 """
@@ -37,6 +37,7 @@ def machine() -> dict[str, object]:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny networks, two rounds: times say nothing")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most; a case also ends when its time is up")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "ARM"), help=argparse.SUPPRESS)
     given = parser.parse_args(words)
@@ -44,8 +45,9 @@ def main(words: list[str] | None = None) -> None:
     if given.memory:
         print(json.dumps(memory_here(*given.memory)))
         return
-    cases, rounds = (QUICK_CASES, QUICK_ROUNDS) if given.quick else (CASES, ROUNDS)
-    results: dict[str, object] = {"quick": given.quick, "machine": machine(), "passes": [], "whole_steps": []}
+    cases, rounds = (QUICK_CASES, QUICK_ROUNDS) if given.quick else (CASES, given.rounds)
+    results: dict[str, object] = {"quick": given.quick, "rounds_at_most": rounds, "machine": machine()}
+    results |= {"passes": [], "whole_steps": []}
     given.output.mkdir(parents=True, exist_ok=True)
     for case in cases:
         print(case.name, flush=True)
