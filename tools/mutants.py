@@ -221,7 +221,7 @@ MUTANTS = [
     Mutant("unit losses divided by the mean loss of their pass", "train.finetune:algorithm_1", "mechanism.accumulate(of_units, ", "mechanism.accumulate(of_units / of_units.detach().nanmean().clamp(min=1e-6), ",
            T + "test_one_record_more_changes_no_sum_by_more_than_C"),
     Mutant("resume counts attempts instead of checking the head", "train.finetune:resume", 'if not ledger.contains(Head(*facts["head"])):', 'if ledger.attempts(plan) < facts["updates"]:',
-           T + "test_a_ledger_that_forgot_attempts_is_refused"),
+           T + "test_a_ledger_written_anew_with_as_many_attempts_is_refused"),
     Mutant("refusal tells the exact number of records", "data.ingest:ingest", 'f"Fewer than {MIN_READABLE} images can be read with', 'f"Only {len(source) - len(problems)} of {len(source)} images can be read with',
            "tests/data/test_image_ingest.py::test_other_refusals"),
     Mutant("allow-list of files matches prefixes", "verifying:_files", "ALLOWED_FILES.fullmatch(name)", "ALLOWED_FILES.match(name)",

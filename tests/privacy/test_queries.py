@@ -227,9 +227,13 @@ def test_a_question_is_asked_as_often_as_is_paid_for_and_then_nothing_is_read(le
 
 def test_a_question_that_is_not_in_the_plan_is_not_asked(ledger: Ledger) -> None:
     cheaper, unknown = replace(HISTOGRAM, noise_multiplier=1.0), replace(PLAN, run="second")
+
+    def unread() -> Tensor:
+        raise AssertionError("was read")
+
     for question, plan in ((cheaper, PLAN), (HISTOGRAM, unknown), (cheaper, replace(PLAN, queries=(cheaper,)))):
         with pytest.raises(LedgerError, match=r"does not hold|has not been registered"):
-            ask(question, lambda: pytest.fail("was read"), plan, ledger, SeededEntropy(0))
+            ask(question, unread, plan, ledger, SeededEntropy(0))
 
 
 def test_noise_has_the_declared_deviation_and_none_repeats(tmp_path: Path) -> None:

@@ -683,6 +683,22 @@ def test_a_ledger_that_forgot_attempts_is_refused(config: RunConfig, harm: Calla
     assert Run(config).checkpoint.read_bytes() == kept
 
 
+def test_a_ledger_written_anew_with_as_many_attempts_is_refused(config: RunConfig) -> None:
+    """Long enough, whole, and of this plan: only its hashes tell that lines of other plans came or went."""
+    run = finetune(config)
+    next(run), next(run)
+    run.close()
+    plan, path = plan_of(config), Run(config).ledger
+    path.unlink()
+    with open_ledger(path, "scans", config.privacy.cap) as ledger:
+        ledger.register(replace(plan, run="another", epsilon=0.5))
+        ledger.register(plan)
+        for _ in range(plan.steps):
+            ledger.charge(plan)
+    with pytest.raises(UserError, match="restore the ledger from a copy"):
+        list(finetune(config))
+
+
 def test_a_changed_byte_in_the_ledger_is_refused(config: RunConfig) -> None:
     next(run := finetune(config))
     run.close()
