@@ -27,7 +27,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     lines = [
         "# What a private gradient costs",
         "",
-        "Made by `make bench`, not by hand: see `run.py`. Forward, backward and clipping of one physical pass,",
+        f"Made by `python benchmarks/run.py --rounds {results['rounds_at_most']}`, not by hand; cases that it did not",
+        "reach are missing. Forward, backward and clipping of one physical pass,",
         "against forward and backward of the same trained part without privacy (= 1). Arms take turns in one process;",
         "shown are the median of the ratios of each round and, in brackets, their quartiles. Sums were first compared",
         "with ours, and ours with one backward pass an example; arms that are off by more than 0.1 % are not timed.",
