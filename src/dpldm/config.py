@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -231,20 +232,39 @@ class PrivacyConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam on noised gradients, in units of C."""
+    """What is minimised, and Adam on noised gradients in units of C. Nothing here costs privacy."""
 
     learning_rate: Positive = 1e-3
     """Step size of Adam."""
     warmup_steps: int = Field(5, ge=0)
     """Steps of linear warm-up."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up: constant, or down to 0 at the last step."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of the second moment."""
+    noise_correction: bool = False
+    """Leave the known variance of the noise out of Adam's second moment (DP-AdamBC)."""
+    average: Literal["ema", "uniform"] = "ema"
+    """What is sampled and released: a moving average of the weights, or the mean of all updates' weights."""
     ema_decay: float = Field(0.95, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones that are sampled and released."""
+    """Decay of the moving average."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of training an example with the null label, for guidance."""
+    timesteps: tuple[tuple[Share, Share, Positive], ...] = ((0.0, 1.0, 1.0),)
+    """Parts of the noise schedule and how often each is trained on: [[from, to, share], ...], where 0 is the clean end
+    and 1 pure noise."""
+    min_snr: Positive | None = None
+    """gamma of min-SNR weighting (Hang et al. 2023), 5 in the paper. Clipping undoes a weight of a whole example, so it
+    matters for draws_per_example above 1. Blank: all timesteps weigh the same."""
+
+    @field_validator("timesteps")
+    @classmethod
+    def _parts_are_not_empty(cls, parts: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+        if not parts or any(not start < end for start, end, _ in parts):
+            raise ValueError("each part is [from, to, share] with from below to")
+        return parts
 
 
 class SamplingConfig(Section):

@@ -18,7 +18,7 @@ from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import latent_entries, plan_of
-from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws
+from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws, timestep_law
 
 HARD_TO_LEARN = 3.0
 """Noise-to-signal (`Forecast.noise_to_signal`) above which `plan` warns: a guess, not yet measured on proxies."""
@@ -88,7 +88,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     constants = plan_of(config)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
-    tuner = Tuner(backbone, config)
+    tuner = Tuner(backbone, config, constants)
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio = _noise_to_signal(constants, tuned)
@@ -133,7 +133,7 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
     with ClippedSum(tuner.network, tuner.trainable, *clipping) as clipped:
 
         def step() -> None:
-            timesteps = int(backbone.scheduler.config.num_train_timesteps)
+            timesteps = timestep_law(backbone.scheduler, config.optimizer)
             draws = fresh_draws(size, constants.draws_per_example, torch.Size(shape[1:]), timesteps, 0.1, entropy)
             clipped.accumulate(example_losses(tuner.network, backbone.scheduler, stand_in, rows, draws))
             clipped.take()  # waits for the device
