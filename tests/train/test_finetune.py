@@ -275,7 +275,7 @@ def test_parts_make_up_the_draw_and_no_record_comes_twice(
         events.append(("draw", batch.tolist()))
         return batch
 
-    def passed(network: Any, scheduler: Any, latents: Any, rows: Tensor, draws: Draws) -> Tensor:
+    def passed(network: Any, scheduler: Any, latents: Any, rows: Tensor, draws: Draws, **settings: Any) -> Tensor:
         events.append(("pass", rows.tolist()))
         return example_losses(network, scheduler, latents, rows, draws)
 
