@@ -246,6 +246,9 @@ class OptimizerConfig(Section):
     """Decay of the second moment."""
     noise_correction: bool = False
     """Leave the known variance of the noise out of Adam's second moment (DP-AdamBC)."""
+    warm_start_steps: int = Field(0, ge=0)
+    """Steps of training the embedder on the noised class means before the first update; needs
+    privacy.class_means_noise."""
     average: Literal["ema", "uniform"] = "ema"
     """What is sampled and released: a moving average of the weights, or the mean of all updates' weights."""
     ema_decay: float = Field(0.95, ge=0, lt=1)
@@ -325,7 +328,8 @@ class RunConfig(Section):
     """A bundled backbone or a directory made by `dpldm pretrain`."""
     trainable: str = "attention"
     """What is tuned: attention, attention-from-N, attention-in, -mid or -out, attn1, attn2, resblocks, norms, condition
-    (nothing but the embedder), all, or a regular expression. See tune_embedder."""
+    (nothing but the embedder), all, a regular expression; or lora-R, adapters of rank R to all matrices of attention,
+    and lora-R:CHOICE, to those of another choice. See tune_embedder."""
     tune_embedder: bool = True
     """Tune the conditioning embedder as well, as the paper does: classes are told apart by it alone."""
     privacy: PrivacyConfig
@@ -346,6 +350,15 @@ class RunConfig(Section):
         if asked != (None, None) and not self.data.labels:
             raise ValueError(
                 "privacy.histogram_noise and privacy.class_means_noise need the classes that data.labels declares"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_warm_start_has_means(self) -> Self:
+        if self.optimizer.warm_start_steps and not (self.privacy.class_means_noise and self.tune_embedder):
+            raise ValueError(
+                "optimizer.warm_start_steps trains the embedder on noised class means: set privacy.class_means_noise "
+                "and leave tune_embedder on, or leave warm_start_steps out"
             )
         return self
 

@@ -2,7 +2,9 @@
 
 import math
 import time
+from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -67,11 +69,13 @@ def choices(config: RunConfig) -> list[Choice]:
     check_fit(config, backbone)
     network = backbone.denoiser
     adapt_to_labels(network, len(config.data.labels))
-    later = [f"attention-from-{number}" for number in range(2, len(attention_modules(dict(network.named_parameters()))) + 1)]
-    names = [name for name in (*PRESETS, *later) if config.tune_embedder or name != "condition"]
+    modules = attention_modules(name for name, _ in network.named_parameters())
+    later = [f"attention-from-{number}" for number in range(2, len(modules) + 1)]
+    adapters = ["lora-8"] if find_spec("peft") else []
+    names = [name for name in (*PRESETS, *later, *adapters) if config.tune_embedder or name != "condition"]
     total, found = sum(p.numel() for p in network.parameters()), []
     for name in names:
-        chosen = choose_trainable(network, name, embedder=config.tune_embedder)
+        chosen = choose_trainable(deepcopy(network), name, embedder=config.tune_embedder)
         tuned = sum(p.numel() for p in chosen.values())
         found.append(Choice(name, tuned, tuned / total, _noise_to_signal(constants, tuned)))
     return found

@@ -14,6 +14,7 @@ from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, read_card, weights_digest
 from dpldm.models.denoiser import adapt_to_labels
+from dpldm.models.lora import merge_adapters
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import ClassHistogram
@@ -62,10 +63,10 @@ def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel
 
 @torch.no_grad()
 def with_weights(network: UNet2DConditionModel, classes: int, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """A public denoiser, adapted to `classes` labels, with some of its parameters replaced; in place."""
+    """A public denoiser, adapted to `classes` labels, with its tuned parameters in place and adapters merged."""
     adapt_to_labels(network, classes)
     parameters = dict(network.named_parameters())
-    for name, tensor in weights.items():
+    for name, tensor in merge_adapters(weights, parameters).items():
         parameters[name].copy_(tensor)
     return network.eval().requires_grad_(False)
 

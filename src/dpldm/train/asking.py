@@ -15,7 +15,7 @@ from dpldm.errors import UserError
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.queries import Places, ask, class_counts, class_sums
+from dpldm.privacy.queries import Places, ask, class_counts, class_means, class_sums
 from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
 from dpldm.run import Run
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
@@ -65,6 +65,19 @@ def read_answer(run: Run, plan: PrivacyPlan, question: Question, ledger: Ledger)
             "replaced or forked): restore the ledger from a copy."
         )
     return groups["answer"]["noised"]
+
+
+def noised_means(run: Run, plan: PrivacyPlan, ledger: Ledger) -> Tensor:
+    """The noised mean latent of each class, (K, d) float64, which the plan has asked for.
+
+    Raises:
+        UserError: see `read_answer`.
+        LookupError: the plan has no such question, or it has not been answered.
+    """
+    for question in plan.queries:
+        if isinstance(question, ClassMeans) and (answer := read_answer(run, plan, question, ledger)) is not None:
+            return class_means(question, answer)[0]
+    raise LookupError("The plan has no answer about class means.")
 
 
 def _place(run: Run, question: Question) -> Path:

@@ -24,11 +24,12 @@ from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
-from dpldm.train.asking import ask_all
+from dpldm.train.asking import ask_all, noised_means
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dpldm.train.optimizer import CorrectedAdam, averaged
 from dpldm.train.schedule import rate
 from dpldm.train.timesteps import Timesteps
+from dpldm.train.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
             resume(tuner, run, plan, ledger)
             register(plan, ledger, config)
             ask_all(run, plan, ledger, latents, len(config.data.labels), SystemEntropy())
+            if config.optimizer.warm_start_steps and tuner.updates == 0:
+                means = noised_means(run, plan, ledger).view(-1, *latents.posterior.mean.shape[1:])
+                tuner.start_from(means.float(), backbone.scheduler)
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
     except LedgerError as error:
         raise UserError(str(error)) from None
@@ -210,6 +214,10 @@ class Tuner:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self._parameters)
         self.updates += 1
+
+    def start_from(self, means: Tensor, scheduler: DDPMScheduler) -> None:
+        """Tell classes apart by their noised mean latents, (K, c, h, w), before the first update."""
+        warm_start(self.network, self.trainable, scheduler, means, self.settings.warm_start_steps)
 
     def save(self, run: Run, plan: PrivacyPlan, head: Head) -> None:
         """Checkpoint after every update, so that a kill costs at most the attempt under way."""
