@@ -283,6 +283,9 @@ class SamplingConfig(Section):
     """Stochasticity of DDIM: 0 deterministic, 1 ancestral."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance: 1 is none, above 1 sharpens classes at twice the work."""
+    keep: float = Field(1.0, gt=0, le=1)
+    """Share of the drawn images that is kept: those whose class is plainest to a classifier trained on the others.
+    More are drawn, so that `count` are left. 1 keeps all."""
     label_counts: tuple[int, ...] | None = None
     """Images per class, in the order of data.labels, instead of equal shares, or of the shares of
     privacy.histogram_noise. Must not come from the data."""
@@ -360,6 +363,12 @@ class RunConfig(Section):
                 "optimizer.warm_start_steps trains the embedder on noised class means: set privacy.class_means_noise "
                 "and leave tune_embedder on, or leave warm_start_steps out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_classes_can_be_plain(self) -> Self:
+        if self.sampling.keep < 1 and not self.data.labels:
+            raise ValueError("sampling.keep chooses by class: declare data.labels, or leave it out")
         return self
 
     @model_validator(mode="after")
