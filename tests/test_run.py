@@ -164,6 +164,7 @@ def test_the_plan_takes_its_constants_from_the_config(raw: dict[str, Any]) -> No
     assert (plan.steps, plan.reserve_steps, plan.max_grad_norm, plan.draws_per_example) == (2, 1, 0.5, 3)
     assert 0.45 < plan.epsilon_after(plan.attempts) <= 0.5
     assert not plan.public_benchmark
+    assert plan_of(made(raw, reserve_steps=None)).reserve_steps == 5
 
 
 @pytest.mark.parametrize(("records", "batch"), [(10, 1), (800, 100), (32_767, 4095), (32_768, 4096), (10**7, 4096)])

@@ -30,6 +30,7 @@ from dpldm.privacy.audit import (
 )
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import plan_of_constants, trial_of
 from dpldm.run import plan_of
 from dpldm.verifying import read_statement
 
@@ -78,7 +79,7 @@ def audit(plan: PrivacyPlan, config: RunConfig | None = None, effort: Effort | N
 
 
 def planned(release: Path | None, config: RunConfig | None) -> PrivacyPlan:
-    """The plan of a release directory or of a run's config.
+    """The plan of a release directory or of a run's config; of a selection, that of each of its trials.
 
     Raises:
         UserError: neither or both are given, or what is given holds no plan.
@@ -88,7 +89,7 @@ def planned(release: Path | None, config: RunConfig | None) -> PrivacyPlan:
     if release is None or config is not None:
         raise UserError("Give either --config with a run's settings, or --release with a release directory.")
     try:
-        return PrivacyPlan.from_constants(read_statement(release)["plan"])
+        return trial_of(plan_of_constants(read_statement(release)["plan"]))
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"The statement in {release} holds no plan that can be audited: run `dpldm verify`.") from error
 

@@ -20,7 +20,7 @@ from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import Budgeted, BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -46,8 +46,29 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     Raises:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
     """
+    if config.selection.learning_rates:
+        raise UserError("This config declares a selection: use `dpldm.select`, or leave selection.learning_rates out.")
     run, plan = Run(config), plan_of(config)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
+    tuner, latents = prepared(config, plan, backbone)
+    cap, declared = ledger_cap(config), config.privacy.cap
+    try:
+        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
+            resume(tuner, run, plan, ledger)
+            register(plan, ledger, config)
+            ask_all(run, plan, ledger, latents, len(config.data.labels), backbone.digest, SystemEntropy())
+            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+
+
+def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple["Tuner", PrivateLatents]:
+    """Refuse all that can be refused, make the run's folder, read and encode the private images; nothing is charged.
+
+    Raises:
+        UserError: the backbone, the settings or the data do not allow the run.
+    """
+    run = Run(config)
     check_fit(config, backbone)
     run.create()
     tuner = Tuner(backbone, config)
@@ -59,18 +80,10 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     )
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
-    cap, declared = ledger_cap(config), config.privacy.cap
-    try:
-        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
-            resume(tuner, run, plan, ledger)
-            register(plan, ledger, config)
-            ask_all(run, plan, ledger, latents, len(config.data.labels), SystemEntropy())
-            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
-    except LedgerError as error:
-        raise UserError(str(error)) from None
+    return tuner, latents
 
 
-def register(plan: PrivacyPlan, ledger: Ledger, config: RunConfig) -> None:
+def register(plan: Budgeted, ledger: Ledger, config: RunConfig) -> None:
     """Reserve the plan's budget, and note beside the ledger which state of the data it is spent on."""
     if not ledger.holds(plan):
         note_fingerprint(ledger.path, plan.digest(), private_source(config.data))
