@@ -128,7 +128,7 @@ MUTANTS = [
     # --- accounting
     Mutant("the reserve not paid for", "privacy.plan:calibrated", "plan.attempts, plan.cap", "plan.steps, plan.cap",
            P + "plan.py::test_noise_is_calibrated_for_all_attempts"),
-    Mutant("one attempt too many", "privacy.ledger:Ledger.charge", "if used >= plan.attempts:", "if used > plan.attempts:",
+    Mutant("one attempt too many", "privacy.ledger:Ledger._charge", "if used >= paid_for:", "if used > paid_for:",
            P + "ledger.py::test_attempts_are_numbered_up_to_steps_and_reserve_and_no_further"),
     Mutant("adjacency mixed up", "privacy.accounting:_relation", "Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE", "Adjacency.REPLACE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE",
            P + "accounting.py::test_known_values"),
@@ -156,7 +156,7 @@ MUTANTS = [
            P + "queries.py::test_a_unit_more_moves_a_sum_by_at_most_1_and_another_by_at_most_replace_one"),
     Mutant("a latent that is not finite spoils the sum", "privacy.queries:class_sums", "rows.known(classes) & torch.isfinite(z).all(2)", "rows.known(classes)",
            P + "queries.py::test_a_sum_is_what_its_definition_says"),
-    Mutant("the reserve of a query never ends", "privacy.ledger:Ledger.charge_query", "used >= question.attempts", "used >= 10 * question.attempts",
+    Mutant("the reserve of a query never ends", "privacy.ledger:Ledger.charge_query", "asked, question.attempts)", "asked, 10 * question.attempts)",
            P + "queries.py::test_a_question_is_asked_as_often_as_is_paid_for_and_then_nothing_is_read"),
     Mutant("queries left out of epsilon", "privacy.plan:PrivacyPlan.epsilon_after", "beside=self.beside", "beside=()",
            P + "plan.py::test_the_noise_pays_for_the_questions_too"),

@@ -1,11 +1,6 @@
 """A run's questions: charged first, asked once, paid for when a crash takes the answer, and used for nothing else."""
 
-import itertools
 import multiprocessing
-import os
-import signal
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +28,7 @@ from dpldm.train.asking import ask_all, read_answer
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import finetune
 from dpldm.tuned import noised_histogram
+from killing import die_in_call
 from tiny_runs import ASKED
 
 KINDS = ["class_histogram", "class_means"]
@@ -171,28 +167,9 @@ def made_up(count: int) -> PrivateLatents:
 
 def asked(config: RunConfig, fatal: int | None) -> None:
     """The child: asks everything, and dies in the `fatal`-th system call of writing."""
-    calls = itertools.count(1)
-
-    def dangerous(name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if next(calls) != fatal:
-                return real(*args, **kwargs)
-            if name == "open":
-                with suppress(FileExistsError):
-                    real(*args, **kwargs)
-            elif name == "write":
-                real(args[0], args[1][: len(args[1]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
-
-        return call
-
     with open_ledger(Run(config).ledger, "scans", (1.0, 1e-3)) as ledger:
         ledger.register(SMALL)
-        for name in ("open", "write", "fsync", "replace"):
-            setattr(os, name, dangerous(name))
+        die_in_call(fatal)
         ask_all(Run(config), SMALL, ledger, made_up(12), 2, "digest", SystemEntropy())
 
 

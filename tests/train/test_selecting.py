@@ -3,9 +3,7 @@
 import itertools
 import json
 import multiprocessing
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +34,7 @@ from dpldm.train.finetune import Tuner, example_losses, finetune, fresh_draws
 from dpldm.train.selecting import best_of_all, scores, select
 from dpldm.tuned import noised_histogram, with_weights
 from dpldm.verifying import verify
+from killing import die_in_call
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -221,20 +220,6 @@ def test_a_score_that_crashes_took_leaves_a_trial_without_one(config: RunConfig,
 
 def dying(config: RunConfig, fatal: int | None, patch: Patch) -> None:
     """The child: a selection with scripted trials that dies in its `fatal`-th system call of writing or deleting."""
-    calls = itertools.count(1)
-
-    def dangerous(name: str) -> Any:
-        real = getattr(os, name)
-
-        def call(*given: Any, **named: Any) -> Any:
-            if next(calls) != fatal:
-                return real(*given, **named)
-            if name == "write":
-                real(given[0], given[1][: len(given[1]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
-
-        return call
 
     def tossed(plan: SelectionPlan, entropy: Entropy) -> list[int]:
         with (config.runtime.output / "draws").open("a") as file:
@@ -243,8 +228,7 @@ def dying(config: RunConfig, fatal: int | None, patch: Patch) -> None:
 
     patch.setattr(selecting, "draw_trials", tossed)
     scripted(patch, [1.0, 3.0, 2.0])
-    for name in ("write", "replace", "rmdir", "unlink"):
-        setattr(os, name, dangerous(name))
+    die_in_call(fatal, ("write", "replace", "rmdir", "unlink"))
     best(config)
 
 

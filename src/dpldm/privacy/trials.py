@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy
-from dpldm.privacy.ledger import Budgeted, Ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.plan import PrivacyPlan
 
@@ -23,13 +22,10 @@ COMPANIONS = 7
 """Records that are in every batch: what divides by the size of a batch then shows."""
 
 
-class _NoLedger(Ledger):
+class _NoLedger:
     """Made-up gradients belong to nobody: an attempt on them is not counted."""
 
-    def __init__(self) -> None:
-        pass
-
-    def charge(self, plan: Budgeted) -> int:
+    def charge(self, plan: PrivacyPlan) -> int:
         return 1
 
 
