@@ -219,6 +219,8 @@ MUTANTS = [
            P + "ledger.py::test_another_plan_of_the_same_run_is_paid_for_beside_the_first"),
     Mutant("selection does not account for the trials' reserve", "privacy.selection:SelectionPlan.stated_epsilon", "trial.attempts", "trial.steps",
            P + "selection.py::test_epsilon_counts_the_reserve_of_every_trial"),
+    Mutant("batches are not cut to the plan's largest", "privacy.mechanism:PrivateGradient.draw", "self._entropy, plan.max_batch_size)", "self._entropy)",
+           P + "mechanism.py::test_a_batch_is_cut_to_the_plans_largest"),
     Mutant("trials are drawn anew when their draw is gone", "train.selecting:_opened", "elif ledger.attempts(plan):", "elif False:",
            S + "test_a_selection_that_is_not_the_one_that_was_begun_is_refused"),
     Mutant("the first trial comes before the selection's line", "train.selecting:_opened", "if not ledger.attempts(plan):", "if progress.done and not ledger.attempts(plan):",

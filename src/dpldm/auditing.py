@@ -130,15 +130,19 @@ def _mechanism_ceiling(plan: PrivacyPlan, found: MechanismAudit) -> str:
 
 def _sampler(plan: PrivacyPlan, effort: Effort) -> Part:
     q = plan.sampling_probability
-    found = sampler_audit(trials.batches(plan, SAMPLER_UNITS, effort.sampler_rounds), q)
+    size = (SAMPLER_UNITS, effort.sampler_rounds)
+    cut = trials.cut_batches(plan, *size) if plan.cap is not None else None
+    found = sampler_audit(trials.batches(plan, *size), q, cut)
     worst = min(found.p_values, key=lambda name: found.p_values[name])
+    and_cut = f", and as many cut to {cut.largest:,}" if cut else ""
     shown = (
-        f"{found.rounds:,} batches of {found.units:,} units at q = {q:.5g}; tests of independent coins: "
+        f"{found.rounds:,} batches of {found.units:,} units at q = {q:.5g}{and_cut}; tests of independent coins: "
         f"{len(found.p_values)}, smallest p-value {found.p_values[worst]:.2g} ({worst})",
     )
+    of_cuts = "cuts that favour units or keep neighbours together, " if cut else ""
     ceiling = (
-        f"in 95 of 100 audits a rate that is wrong by {found.rate_noticed:.1%}; batches of a fixed size, neighbouring "
-        "units or successive batches that depend on each other; not a rare dependence, nor how batches are cut"
+        f"in 95 of 100 audits a rate that is wrong by {found.rate_noticed:.1%}; batches of a fixed size, {of_cuts}"
+        "neighbouring units or successive batches that depend on each other; not a rare dependence"
     )
     return Part("sampling", found.violated, shown, ceiling, asdict(found) | {"q": q})
 

@@ -29,6 +29,7 @@ from dpldm.train import finetune as stage
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import FinetuneStep, finetune
 from killing import die_in_call
+from tiny_runs import tiny_settings
 
 KILLS = 30
 TUNED = 2
@@ -44,17 +45,11 @@ def config_of(tmp_path: Path, tiny_backbone: Path, image_folder: Path, monkeypat
     monkeypatch.setattr(stage, "load_backbone", lambda *given: copy.deepcopy(loaded))
 
     def make(steps: int, reserve: int, output: str = "runs") -> RunConfig:
-        privacy = {"dataset_id": "scans", "records": 40, "epsilon": 1.0, "delta": 1e-3, "expected_batch_size": 2}
-        privacy["ledger"] = tmp_path / output / "ledgers" / "scans.jsonl"
-        return RunConfig.model_validate(
-            {
-                "data": {"path": image_folder, "image_size": 16, "labels": ["dark", "light"]},
-                "backbone": str(tiny_backbone),
-                "trainable": "condition",
-                "privacy": privacy | {"steps": steps, "reserve_steps": reserve},
-                "runtime": {"output": tmp_path / output},
-            }
-        )
+        settings = tiny_settings(tmp_path, tiny_backbone, image_folder)
+        settings["privacy"] |= {"epsilon": 1.0, "expected_batch_size": 2, "steps": steps, "reserve_steps": reserve}
+        settings["privacy"] |= {"ledger": tmp_path / output / "ledgers" / "scans.jsonl"}
+        settings["runtime"] |= {"output": tmp_path / output}
+        return RunConfig.model_validate(settings | {"trainable": "condition"})
 
     return make
 
