@@ -185,14 +185,16 @@ def require_same_backbone(digest: str, checkpoint: Mapping[str, Any], run: Run) 
 
 
 def disk_space(config: RunConfig) -> int:
-    """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints.
+    """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints (three in a
+    selection, which keeps its best trial's until another one is better).
 
     A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam); a
     backbone stores it once in float16. The old one stays until the new one is complete.
     """
     latent = 2 * 4 * latent_entries(config)  # mean and log-variance, float32
     checkpoint = 4 * 2 * (locate_backbone(config.backbone) / WEIGHTS[1]).stat().st_size
-    return int((config.privacy.records or 0) * latent + 2 * checkpoint)
+    checkpoints = 3 if config.selection.learning_rates else 2
+    return int((config.privacy.records or 0) * latent + checkpoints * checkpoint)
 
 
 def latent_entries(config: RunConfig) -> int:

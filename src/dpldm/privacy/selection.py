@@ -12,6 +12,7 @@ them without torch; K is drawn by `sampling.draw_trials`.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -158,4 +159,4 @@ def make_selection(trial: PrivacyPlan, mean_trials: float, candidates: int) -> S
     while high - low > 0.001 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if with_noise(middle).stated_epsilon() > trial.epsilon else (low, middle)
-    return with_noise(high)
+    return with_noise(math.ceil(1000 * high) / 1000)

@@ -38,9 +38,8 @@ def forecast_table(forecast: Forecast) -> RenderableType:
         )
     if plan.queries and forecast.selection is None:
         table.add_row("queries alone", f"epsilon {upper(forecast.epsilon_of_queries)}, part of the guarantee's")
-    of_trial = " of a trial alone" if forecast.selection is not None else ""
     curve = "  ".join(f"{n}: {upper(value)}" for n, value in forecast.epsilon_curve)
-    table.add_row("epsilon after attempts", f"{curve}{of_trial}")
+    table.add_row("epsilon after attempts", curve)
     share = forecast.trainable_parameters / forecast.total_parameters
     table.add_row(
         "tuned parameters P",
