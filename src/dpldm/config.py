@@ -270,6 +270,30 @@ class OptimizerConfig(Section):
         return parts
 
 
+class SelectionConfig(Section):
+    """Several learning rates tried on the private images, the best kept, within one budget (docs/privacy.md).
+
+    What public images can tell (`dpldm rehearse`) costs nothing; this is for what they cannot.
+    """
+
+    learning_rates: tuple[Positive, ...] = ()
+    """Candidates for optimizer.learning_rate. Each trial tunes anew with one of them, drawn at random. Empty: no
+    selection, and optimizer.learning_rate is used."""
+    mean_trials: float = Field(5.0, ge=1, le=1000)
+    """Mean of the number of trials, which is drawn at random and stays secret: time grows with it, and noise a
+    little."""
+    score_noise: float = 20.0
+    """Standard deviation of the noise on each trial's score, a sum over all units of values between 0 and 1. Part of
+    epsilon."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _there_is_a_choice(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(rates) == 1 or len(set(rates)) < len(rates):
+            raise ValueError("give at least two learning rates, each once, or none")
+        return rates
+
+
 class SamplingConfig(Section):
     """How synthetic images are drawn; post-processing, no privacy cost."""
 
@@ -337,6 +361,7 @@ class RunConfig(Section):
     """Tune the conditioning embedder as well, as the paper does: classes are told apart by it alone."""
     privacy: PrivacyConfig
     optimizer: OptimizerConfig = OptimizerConfig()
+    selection: SelectionConfig = SelectionConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -29,7 +29,7 @@ from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
 from dpldm.train.public_data import step_generator
-from dpldm.tuned import finished_plan, noised_histogram, tuned_network
+from dpldm.tuned import finished, noised_histogram, tuned_network
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
     Raises:
         UserError: some are missing, or the run was trained with other settings.
     """
-    finished_plan(config)
+    finished(config)
     run, settings = Run(config), settings_of_sampling(config)
     key = _settings_key(run, settings)
     drawn = _drawn(run, key)

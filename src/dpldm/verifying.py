@@ -14,7 +14,7 @@ from typing import Any
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
-from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
 from dpldm.report.wording import guarantee_sentence
 
 NOT_HASHED = {"privacy.json"}
@@ -66,19 +66,19 @@ def verify(directory: Path) -> list[Check]:
 
 def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
     try:
-        plan = PrivacyPlan.from_constants(statement["plan"])
+        plan = plan_of_constants(statement["plan"])
     except ValueError as error:
         return [Check("plan", False, str(error))]
-    claimed = statement["guarantee"]
+    claimed, trial = statement["guarantee"], trial_of(plan)
     return [
-        Check("statement", _is_closed(statement), "the sections of format dpldm-privacy-1, and no other"),
+        Check("statement", _is_closed(statement, plan), "the sections of format dpldm-privacy-1, and no other"),
         Check("plan digest", plan.digest() == statement["plan_digest"], "plan and digest belong together"),
         _epsilon("epsilon", claimed["epsilon"], plan, Adjacency.ADD_OR_REMOVE_ONE),
         _epsilon("epsilon, replace one", claimed["epsilon_replace_one"], plan, Adjacency.REPLACE_ONE),
-        Check("delta", claimed["delta"] == plan.delta < 1 / plan.records, f"{plan.delta:g} < 1/records"),
-        Check("updates", 0 <= statement["updates"] <= plan.steps, f"{statement['updates']} of {plan.steps}"),
+        Check("delta", claimed["delta"] == plan.delta < 1 / trial.records, f"{plan.delta:g} < 1/records"),
+        Check("updates", 0 <= statement["updates"] <= trial.steps, f"{statement['updates']} of {trial.steps}"),
         Check("ledger", _fits(statement, plan), "its head lies beyond as many attempts as there were updates"),
-        Check("unit and adjacency", _same_unit(claimed, plan), f"one {plan.unit}, added or removed"),
+        Check("unit and adjacency", _same_unit(claimed, plan), f"one {trial.unit}, added or removed"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"]),
         Check("cards", _cards_agree(directory, statement), "they state this guarantee"),
@@ -104,26 +104,34 @@ def read_statement(directory: Path) -> dict[str, Any]:
     return statement
 
 
-def _epsilon(name: str, claimed: float, plan: PrivacyPlan, adjacency: Adjacency) -> Check:
-    recomputed = plan.epsilon_after(plan.attempts, adjacency)
+def _epsilon(name: str, claimed: float, plan: Plan, adjacency: Adjacency) -> Check:
+    recomputed = plan.stated_epsilon(adjacency)
     return Check(name, claimed >= recomputed * (1 - 1e-6), f"claimed {claimed:.4f}, recomputed {recomputed:.4f}")
 
 
-def _same_unit(claimed: dict[str, Any], plan: PrivacyPlan) -> bool:
+def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
     """The plan's unit, which is one that this format knows, and the one adjacency."""
-    return bool(claimed["unit"] == plan.unit and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
+    return bool(claimed["unit"] == trial_of(plan).unit and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
 
 
-def _is_closed(statement: dict[str, Any]) -> bool:
+def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
     """Nothing missing, and no section of one's own to show a loss or a count in."""
-    return set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in INSIDE.items())
+    candidates = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
+    inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | candidates}
+    return set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
 
 
-def _fits(statement: dict[str, Any], plan: PrivacyPlan) -> bool:
-    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query."""
-    ledger, declared = statement["ledger"], statement["declared_constants"]
-    long_enough = ledger["head"]["seq"] >= 1 + len(plan.queries) + statement["updates"]
-    return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == plan.records)
+def _fits(statement: dict[str, Any], plan: Plan) -> bool:
+    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query; a selection
+    has one line whatever its trials did, and keeps one of its candidates."""
+    ledger, declared, trial = statement["ledger"], statement["declared_constants"], trial_of(plan)
+    lines = len(trial.queries) + statement["updates"]
+    if isinstance(plan, SelectionPlan):
+        lines, rates = 1, declared["learning_rates"]
+        if len(rates) != plan.candidates or declared["optimizer"]["learning_rate"] not in rates:
+            return False
+    long_enough = ledger["head"]["seq"] >= 1 + lines
+    return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == trial.records)
 
 
 def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:

@@ -40,7 +40,7 @@ from dpldm.train.finetune import (
     resume,
 )
 from dpldm.train.timesteps import Timesteps
-from dpldm.tuned import finished_plan
+from dpldm.tuned import finished as finished_run
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -789,13 +789,13 @@ def test_a_backbone_made_again_at_the_same_place_is_refused(
 ) -> None:
     config = config_of(tmp_path, own_backbone, image_folder)
     list(finetune(config))
-    assert finished_plan(config)[1] == config.privacy.steps
+    assert finished_run(config).updates == config.privacy.steps
     loaded = load_backbone(str(own_backbone))
     with torch.no_grad():
         loaded.autoencoder.quant_conv.bias += 1
     loaded.save(own_backbone)
-    for later in (lambda: list(finetune(config)), lambda: finished_plan(config)):
-        with pytest.raises(UserError, match="not those that the run 'run' was tuned from"):
+    for later in (lambda: list(finetune(config)), lambda: finished_run(config)):
+        with pytest.raises(UserError, match="not those that the run 'run' was started with"):
             later()
 
 

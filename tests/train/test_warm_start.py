@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dpldm.config import RunConfig
+from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition
 from dpldm.models.trainable import choose_trainable
 from dpldm.train import finetune as stage
@@ -102,7 +103,7 @@ def test_a_run_starts_once_from_the_answer_that_it_paid_for(
     assert len(seen) == 1
     plan, where = stage.plan_of(config), stage.Run(config)
     with stage.open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
-        answer = noised_means(where, plan, ledger)
+        answer = noised_means(where, plan, ledger, load_backbone(config.backbone).digest)
     assert torch.equal(seen[0].flatten(1), answer.float())
 
 

@@ -13,7 +13,7 @@ PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|!~"})
 
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """README.md of the release directory."""
-    claim, plan = statement["guarantee"], statement["plan"]
+    claim, plan = statement["guarantee"], _trial(statement["plan"])
     benchmark = (
         "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
         if claim["public_benchmark"]
@@ -33,7 +33,7 @@ This release is {guarantee_sentence(statement)}.
 | updates made | {statement["updates"]} of {plan["steps"]} |
 | attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
 | clip norm C, rule, draws K | {plan["max_grad_norm"]:g}, {plan["clipping"]}, {plan["draws_per_example"]} |
-{_query_rows(plan)}| backbone (public) | {plain(statement["backbone"]["name"])} |
+{_selection_row(statement)}{_query_rows(plan)}| backbone (public) | {plain(statement["backbone"]["name"])} |
 | ledger head | {statement["ledger"]["head"]["seq"]}, `{statement["ledger"]["head"]["hash"]}` |
 
 Not protected, because declared public: the number of records as declared ({plan["records"]}), the class names, image
@@ -60,11 +60,28 @@ Every image here was drawn from a generative model; none is a photograph of anyo
 
 * {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
-* {_frequencies(config, statement["plan"])}
+* {_frequencies(config, _trial(statement["plan"]))}
 
 Limits: small classes and rare appearances are rendered worst; differential privacy does not remove bias from the
 data. Test any model trained on this set on real images before relying on it.
 """
+
+
+def _trial(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The constants of one run of Algorithm 1."""
+    trial: Mapping[str, Any] = plan.get("trial", plan)
+    return trial
+
+
+def _selection_row(statement: Mapping[str, Any]) -> str:
+    """A row of the table for a selection. The rows about sigma, updates and attempts are those of a trial."""
+    if "mean_trials" not in (plan := statement["plan"]):
+        return ""
+    rates = ", ".join(f"{rate:g}" for rate in statement["declared_constants"]["learning_rates"])
+    kept = statement["declared_constants"]["optimizer"]["learning_rate"]
+    return (
+        f"| selection | learning rate {kept:g} of {rates}; {plan['mean_trials']:g} trials on average, each as above |\n"
+    )
 
 
 def _query_rows(plan: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import Budgeted, BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
@@ -49,8 +49,29 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     Raises:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
     """
+    if config.selection.learning_rates:
+        raise UserError("This config declares a selection: use `dpldm.select`, or leave selection.learning_rates out.")
     run, plan = Run(config), plan_of(config)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
+    tuner, latents = prepared(config, plan, backbone)
+    cap, declared = ledger_cap(config), config.privacy.cap
+    try:
+        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
+            resume(tuner, run, plan, ledger)
+            register(plan, ledger, config)
+            ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy())
+            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+
+
+def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple["Tuner", PrivateLatents]:
+    """Refuse all that can be refused, make the run's folder, read and encode the private images; nothing is charged.
+
+    Raises:
+        UserError: the backbone, the settings or the data do not allow the run.
+    """
+    run = Run(config)
     check_fit(config, backbone)
     run.create()
     tuner = Tuner(backbone, config, plan)
@@ -62,21 +83,30 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     )
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
-    cap, declared = ledger_cap(config), config.privacy.cap
-    try:
-        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
-            resume(tuner, run, plan, ledger)
-            register(plan, ledger, config)
-            ask_all(run, plan, ledger, latents, len(config.data.labels), SystemEntropy())
-            if config.optimizer.warm_start_steps and tuner.updates == 0:
-                means = noised_means(run, plan, ledger).view(-1, *latents.posterior.mean.shape[1:])
-                tuner.start_from(means.float(), backbone.scheduler)
-            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
-    except LedgerError as error:
-        raise UserError(str(error)) from None
+    return tuner, latents
 
 
-def register(plan: PrivacyPlan, ledger: Ledger, config: RunConfig) -> None:
+def ask_and_start(
+    tuner: "Tuner",
+    scheduler: DDPMScheduler,
+    run: Run,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    latents: PrivateLatents,
+    entropy: Entropy,
+) -> None:
+    """Ask the plan's questions, and start a tuner that has no update yet from the noised class means, if that is set.
+
+    Raises:
+        UserError: see `ask_all`.
+    """
+    ask_all(run, plan, ledger, latents, len(run.config.data.labels), tuner.backbone_digest, entropy)
+    if run.config.optimizer.warm_start_steps and tuner.updates == 0:
+        means = noised_means(run, plan, ledger, tuner.backbone_digest)
+        tuner.start_from(means.float().view(-1, *latents.posterior.mean.shape[1:]), scheduler)
+
+
+def register(plan: Budgeted, ledger: Ledger, config: RunConfig) -> None:
     """Reserve the plan's budget, and note beside the ledger which state of the data it is spent on."""
     if not ledger.holds(plan):
         note_fingerprint(ledger.path, plan.digest(), private_source(config.data))
