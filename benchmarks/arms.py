@@ -68,10 +68,11 @@ class Ours(Arm):
     """One backward pass; the form of each gradient chosen by T (d + p) <= d p."""
 
     form: bool | None = None
+    engine = ClippedSum
 
     def __init__(self, case: Case, clip_norm: float) -> None:
         super().__init__(case, clip_norm)
-        self.clipped = ClippedSum(self.network, self.trainable, clip_norm, case.draws)
+        self.clipped = self.engine(self.network, self.trainable, clip_norm, case.draws)
         self.clipped.__enter__()  # taps this arm's own network, for as long as it lives
 
     def step(self) -> None:
@@ -92,6 +93,28 @@ class OursInstantiated(Ours):
     """Materialised gradients for every linear layer and convolution."""
 
     form = False
+
+
+class WithoutRecords(ClippedSum):
+    """Forward and backward through the frozen layers alone."""
+
+    def _record(self, layer: nn.Module, x: Tensor, grad_output: Tensor) -> None:
+        pass
+
+
+class WithoutSums(ClippedSum):
+    """Everything up to the clip factors."""
+
+    def _add(self, factors: Tensor) -> None:
+        pass
+
+
+class OursFrozen(Ours):
+    engine = WithoutRecords
+
+
+class OursToFactors(Ours):
+    engine = WithoutSums
 
 
 @contextmanager
@@ -218,6 +241,15 @@ ARMS: dict[str, type[Arm]] = {
     "Opacus fast gradient clipping": OpacusFastGradientClipping,
     "vmap": Vmap,
 }
+
+
+STAGES: dict[str, type[Arm]] = {
+    "non-private": NonPrivate,
+    "frozen": OursFrozen,
+    "to the clip factors": OursToFactors,
+    "dpldm": Ours,
+}
+"""How far a private pass goes, for `run.py --profile`."""
 
 
 def arms_of(case: Case) -> dict[str, type[Arm]]:

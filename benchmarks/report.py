@@ -45,6 +45,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     lines += ["![ratios](ratios.svg)", "", "## Targets", "", "| | target | measured | |", "|---|---|---|---|"]
     for text, target, value, met in targets(results):
         lines.append(f"| {text} | {target} | {value:.2f} | {'met' if met else 'missed'} |")
+    if "profile" in results:
+        lines += ["", *profile_table(results["profile"])]
     for result in results["passes"]:
         lines += ["", *table(result)]
     for step in results["whole_steps"]:
@@ -93,6 +95,29 @@ def whole_table(step: dict[str, Any]) -> list[str]:
     for name in times:
         low, middle, high = spread(ratios(times, name))
         lines.append(f"| {name} | {middle:.3f} [{low:.3f}, {high:.3f}] | {spread(times[name])[1]:.2f} |")
+    return lines
+
+
+def profile_table(profile: dict[str, Any]) -> list[str]:
+    """Differences of medians, so that the parts of a row add up to its whole."""
+    facts = profile["machine"]
+    lines = [
+        "## Where the time goes",
+        "",
+        f"Made by `python benchmarks/run.py --profile`, {facts['threads']} threads, load {facts['load_at_start']} at",
+        f"the start, {facts['date']}. Our pass, ended early, against a non-private one (= 1): medians of the ratios of",
+        "rounds, and their differences. A non-private pass spends on weight gradients what the frozen layers leave",
+        "of 1; norms, and what sums take above that, are the price of clipping.",
+        "",
+        "| | frozen layers, forward and backward | norms | clipped sums | dpldm |",
+        "|---|---|---|---|---|",
+    ]
+    for result in profile["passes"]:
+        ends = [spread(ratios(result["seconds"], name))[1] for name in ("frozen", "to the clip factors", OURS)]
+        frozen, factors, whole = ends
+        lines.append(
+            f"| {result['case']} | {frozen:.2f} | {factors - frozen:.2f} | {whole - factors:.2f} | {whole:.2f} |"
+        )
     return lines
 
 

@@ -21,6 +21,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         patch.setattr(measure, "memory_in_a_child", lambda case, arm, quick: measure.memory_here(case.name, arm))
         run.main(["--quick", "--output", str(directory)])
+        run.main(["--quick", "--profile", "--output", str(directory)])
     return directory
 
 
@@ -47,6 +48,16 @@ def test_report_and_picture_are_written_and_say_that_it_was_a_trial(output: Path
     assert "these times say nothing" in text
     assert "| tiny UNet, 4x4 latents: whole update | at most 1.15 |" in text
     assert (output / "ratios.svg").read_text().startswith("<?xml")
+
+
+def test_parts_of_a_pass_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch, results: dict[str, Any]) -> None:
+    assert {"non-private", "frozen", "to the clip factors", "dpldm"} == set(results["profile"]["passes"][0]["seconds"])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import report
+
+    seconds = {"non-private": [1.0, 2.0], "frozen": [0.9, 1.8], "to the clip factors": [1.0, 2.0], "dpldm": [1.25, 2.5]}
+    lines = report.profile_table({**results["profile"], "passes": [{"case": "4M UNet", "seconds": seconds}]})
+    assert lines[-1] == "| 4M UNet | 0.90 | 0.10 | 0.25 | 1.25 |"
 
 
 @pytest.mark.slow

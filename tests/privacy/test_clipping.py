@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
-from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.convolved import Convolved
+from dpldm.privacy.layers import ConvolutionTap, UnsupportedModel
 from dpldm.privacy.per_example import Outer
 from oracles import Tokens, assert_equal_sums, clipped_sum_by_loop, norm_of
 
@@ -82,7 +84,7 @@ def test_every_form_of_a_linear_gradient_gives_the_same_sum(
 
     Without the rounding bound, which makes ghost norms larger on purpose (see the test of cancelling tokens).
     """
-    monkeypatch.setattr(Outer, "_rounding_bound", lambda self, *grams: torch.zeros(len(self.inputs)))
+    monkeypatch.setattr(Outer, "_rounding_bound", lambda self, products: torch.zeros(len(self.inputs)))
     monkeypatch.setattr(Outer, "ghost_is_cheaper", lambda self: form == "ghost")
     if form == "dense in parts":
         monkeypatch.setattr("dpldm.privacy.per_example.DENSE_BYTES", 2 * 12 * 12 * 8)  # two examples at a time
@@ -128,6 +130,99 @@ def test_embeddings_with_repeated_ids_padding_and_ties(draws: int, tied: bool, p
     theirs = clipped_sum_by_loop(model, lambda i: model(ids[i]).mean(), 4, 1.5)
     assert_equal_sums(ours, theirs)
     assert float(ours["table.weight"].norm()) > 0
+
+
+def test_convolutions_that_share_a_weight_and_move_differently() -> None:
+    """Places of one output cannot stand beside those of the other: the stride differs."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, stride=2, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.Tanh(), second).double()
+    x = torch.randn(4, 3, 5, 4, dtype=torch.float64)
+    with ClippedSum(model, dict(model.named_parameters()), 2.0) as clipped:
+        clipped.accumulate(model(x).square().flatten(1).sum(1))
+        ours = clipped.take()
+    assert_equal_sums(ours, clipped_sum_by_loop(model, lambda i: model(x[i : i + 1]).square().sum(), 4, 2.0))
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 2), (4, 1)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (3, 5)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1)])
+def test_norms_of_convolutions_without_patches_are_those_of_the_gradients(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> None:
+    """Three images an example; also in parts of one example, and the norm from patches beside that from pixels."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, kernel, stride, padding, dilation).double()
+    x = torch.randn(4, 3, 2, 9, 8, dtype=torch.float64)
+    grad = torch.randn_like(layer(x.flatten(0, 1)))
+    held = ConvolutionTap().gradients(layer, x.flatten(0, 1), grad, 4)["weight"]
+    assert isinstance(held, Convolved)
+    gradients = [
+        torch.autograd.grad((layer(x[i]) * grad.unflatten(0, (4, 3))[i]).sum(), layer.weight)[0] for i in range(4)
+    ]
+    truth = torch.stack([g.square().sum() for g in gradients])
+    assert torch.allclose(held.ghost_norms(), truth, rtol=1e-10)
+    assert torch.allclose(held.dense_norms(), truth, rtol=1e-10)
+    assert torch.allclose(held.dense().gradients, torch.stack(gradients), rtol=1e-10, atol=1e-12)
+    weights, total = torch.tensor([0.5, 1.0, 0.0, 2.0]).double(), torch.ones_like(layer.weight)
+    held.add_weighted(total, weights)
+    assert torch.allclose(total, 1 + sum(w * g for w, g in zip(weights, gradients, strict=True)), atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["ghost", "dense"])
+def test_norms_of_convolutions_in_parts(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr("dpldm.privacy.per_example.DENSE_BYTES", 1)
+    monkeypatch.setattr(Outer, "ghost_is_cheaper", lambda self: form == "ghost")
+    torch.manual_seed(0)
+    model = Tokens(nn.Conv2d(3, 4, 3, padding=1)).double()
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    with ClippedSum(model, dict(model.named_parameters()), 2.0) as clipped:
+        clipped.accumulate(model(x))
+        ours = clipped.take()
+    assert_equal_sums(ours, clipped_sum_by_loop(model, lambda i: model(x[i : i + 1])[0], 3, 2.0))
+
+
+def test_layers_before_operations_in_place() -> None:
+    """What a tap reports is the gradient of its own output, with and without a gradient of its input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 4), nn.ReLU(inplace=True)).double()
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    with ClippedSum(model, dict(model.named_parameters()), 0.5) as clipped:
+        clipped.accumulate(model(x).square().flatten(1).sum(1))
+        ours = clipped.take()
+    assert_equal_sums(ours, clipped_sum_by_loop(model, lambda i: model(x[i : i + 1]).square().sum(), 4, 0.5))
+
+
+def test_an_input_changed_in_place_after_its_use_is_refused() -> None:
+    layer = nn.Linear(3, 3)
+    with ClippedSum(layer, dict(layer.named_parameters()), 1.0) as clipped:
+        x = torch.randn(2, 3)
+        losses = layer(x).sum(1)
+        x += 1
+        with pytest.raises(UnsupportedModel, match="changed in place"):
+            clipped.accumulate(losses)
+
+
+def test_gradients_changed_in_place_behind_the_norm_are_refused() -> None:
+    """Another hook gets the output's gradient after the norm was taken; the sum would be of other numbers."""
+
+    def scaled(gradient: Tensor) -> None:
+        gradient *= 1e6
+
+    layer = nn.Linear(40, 30)
+    with ClippedSum(layer, dict(layer.named_parameters()), 1.0) as clipped:
+        y = layer(torch.randn(2, 3, 40))
+        y.register_hook(scaled)
+        with pytest.raises(UnsupportedModel, match="changed in place"):
+            clipped.accumulate((y * torch.randn(30)).sum((1, 2)))
+
+
+def test_a_pass_without_gradients_records_nothing() -> None:
+    layer = nn.Linear(3, 3)
+    with ClippedSum(layer, dict(layer.named_parameters()), 1.0), torch.no_grad():
+        assert not layer(torch.randn(2, 3)).requires_grad
 
 
 def test_layers_that_share_a_weight_share_its_gradient() -> None:
@@ -463,7 +558,7 @@ def test_the_rounding_bound_is_that_of_all_pairs_of_tokens(tokens: int) -> None:
     assert outer.ghost_is_cheaper()
     lengths = (inputs.double().norm(dim=2) * outputs.double().norm(dim=2)).sum(1)
     wanted = (90 + 110 + 2 * tokens) * 2.0**-24 * lengths.square()
-    found = outer._rounding_bound(inputs @ inputs.mT, outputs @ outputs.mT).double()
+    found = outer._rounding_bound((inputs @ inputs.mT) * (outputs @ outputs.mT)).double()
     assert torch.allclose(found, wanted, rtol=1e-4)
 
 

@@ -58,7 +58,7 @@ def test_every_kind_of_layer_in_every_form(
     monkeypatch: pytest.MonkeyPatch, kind: str, tokens: int, draws: int, uses: int, form: str
 ) -> None:
     """The whole table, with and without bias, whatever form the inequality prefers."""
-    monkeypatch.setattr(Outer, "_rounding_bound", lambda self, *grams: torch.zeros(len(self.inputs)))
+    monkeypatch.setattr(Outer, "_rounding_bound", lambda self, products: torch.zeros(len(self.inputs)))
     monkeypatch.setattr(per_example, "_order_bound", lambda lengths: torch.zeros(len(lengths)))
     monkeypatch.setattr(Outer, "ghost_is_cheaper", lambda self: form == "ghost")
     for bias in (True, False):

@@ -15,7 +15,8 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.layers import UnsupportedModel
 from oracles import assert_equal_sums, clipped_sum_by_loop, gradients_by_loop, norm_of
 
 EXAMPLES, DRAWS = 3, 2

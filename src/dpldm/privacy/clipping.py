@@ -16,12 +16,13 @@ refused: it needs loss scaling, whose skipped steps would depend on the data.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-from dpldm.privacy.layers import kind_of, refusal, tapped
+from dpldm.privacy.layers import UnsupportedModel, known_kind, refusal, tapped
 from dpldm.privacy.per_example import PerExample, compact, merge
 
 Rule = Callable[[Tensor, float], Tensor]
@@ -41,8 +42,27 @@ def automatic(norms: Tensor, clip_norm: float) -> Tensor:
 RULES: dict[str, Rule] = {"flat": flat, "automatic": automatic}
 
 
-class UnsupportedModel(ValueError):
-    """A trainable parameter whose per-example gradient this engine cannot take."""
+@dataclass(frozen=True)
+class _Held:
+    """Gradients of one parameter that wait for the clip factors."""
+
+    gradient: PerExample
+    squared_norms: Tensor  # (B,)
+    versions: tuple[int, ...]
+
+    @staticmethod
+    def of(gradient: PerExample) -> "_Held":
+        """The norm is taken at once, while inputs and output gradients are in the processor's cache."""
+        return _Held(gradient, gradient.squared_norms(), _versions(gradient))
+
+    def require_unchanged(self, name: str) -> None:
+        """The sum must be of the numbers whose norm was taken; PyTorch counts changes in place."""
+        if _versions(self.gradient) != self.versions:
+            raise UnsupportedModel(f"What the gradient of {name} is made of was changed in place in the backward pass.")
+
+
+def _versions(gradient: PerExample) -> tuple[int, ...]:
+    return tuple(value._version for value in vars(gradient).values() if isinstance(value, Tensor))
 
 
 class ClippedSum:
@@ -79,13 +99,14 @@ class ClippedSum:
     ) -> None:
         _refuse_mixing(model)
         self._owners = _owners(model, trainable)
+        self._kinds = {layer: known_kind(layer) for layer in self._owners}
         self._parameters = dict(trainable)
         self.clip_norm = clip_norm
         self.draws = draws_per_example
         self.rule = rule
         self._examples, self._rows = 0, 0
-        self._pending: dict[str, PerExample] = {}
-        self._sums = {name: torch.zeros_like(p, dtype=_at_least_single(p.dtype)) for name, p in trainable.items()}
+        self._pending: dict[str, _Held] = {}
+        self._sums = {name: _empty_sum(p) for name, p in trainable.items()}
         self._taps = tapped(list(self._owners), self._record)
 
     def __enter__(self) -> "ClippedSum":
@@ -115,9 +136,7 @@ class ClippedSum:
             if stray:
                 raise UnsupportedModel(f"{stray[0]} is used outside its own layer: its gradient cannot be clipped.")
             with torch.no_grad():
-                factors = self._clip_factors(losses, keep)
-                for name, gradient in self._pending.items():
-                    self._sums[name] += gradient.weighted_sum(factors)
+                self._add(self._clip_factors(losses, keep))
         self._pending.clear()
 
     def take(self) -> dict[str, Tensor]:
@@ -126,23 +145,31 @@ class ClippedSum:
         It is on the CPU, where the noise is drawn from the operating system's entropy and added in float64.
         """
         taken = self._sums
-        self._sums = {name: torch.zeros_like(t) for name, t in taken.items()}
-        return {name: t.cpu() for name, t in taken.items()}
+        self._sums = {name: _empty_sum(t) for name, t in taken.items()}
+        return {name: t.cpu().contiguous() for name, t in taken.items()}
 
     def _clip_factors(self, losses: Tensor, keep: Tensor | None) -> Tensor:
         """c_i, and 0 where the example must not count, (B,)."""
-        squared = torch.zeros(len(losses), dtype=_at_least_single(losses.dtype), device=losses.device)
-        for gradient in self._pending.values():
-            squared += gradient.squared_norms()
+        none = torch.zeros(len(losses), dtype=_at_least_single(losses.dtype), device=losses.device)
+        squared = torch.stack([none, *(held.squared_norms for held in self._pending.values())]).sum(0)
         factors = RULES[self.rule](squared.sqrt(), self.clip_norm)
         usable = torch.isfinite(squared) & torch.isfinite(losses)
         if keep is not None:
             usable &= keep
         return torch.where(usable, factors, 0.0)
 
+    def _add(self, factors: Tensor) -> None:
+        """sum_i c_i g_i onto the sums. What was recorded last comes first: it may still be in the processor's cache."""
+        ignored = factors == 0
+        some_ignored = _some(ignored)  # asked once, as the answer is waited for where a device computes it
+        for name, held in reversed(self._pending.items()):
+            held.require_unchanged(name)
+            usable = held.gradient.without(ignored) if some_ignored else held.gradient
+            usable.add_weighted(self._sums[name], factors)
+
     def _record(self, layer: nn.Module, x: Tensor, grad_output: Tensor) -> None:
         """Called in the backward pass of each tapped layer."""
-        names, kind = self._owners[layer], kind_of(layer)
+        names, kind = self._owners[layer], self._kinds[layer]
         if x.shape[0] != self._rows:
             raise UnsupportedModel(
                 f"The layer of {next(iter(names.values()))} saw {x.shape[0]} rows where {self._rows} were expected: "
@@ -151,12 +178,12 @@ class ClippedSum:
         if grad_output.dtype == torch.float16:
             raise UnsupportedModel("float16 cannot be trained privately: use float32, or bfloat16 autocast.")
         with torch.no_grad():
-            precision = _at_least_single(grad_output.dtype)
+            precision = self._sums[next(iter(names.values()))].dtype
             inputs = x.detach().to(precision) if x.is_floating_point() else x
-            gradients = kind.gradients(layer, inputs, grad_output.to(precision), self._examples) if kind else {}
+            gradients = kind.gradients(layer, inputs, grad_output.to(precision), self._examples)
             for leaf, name in names.items():
                 known, found = self._pending.get(name), gradients[leaf]
-                self._pending[name] = merge(known, found) if known is not None else compact(found)
+                self._pending[name] = _Held.of(merge(known.gradient, found) if known else compact(found))
 
 
 def _owners(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> dict[nn.Module, dict[str, str]]:
@@ -198,15 +225,30 @@ def _refuse_mixing(model: nn.Module) -> None:
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """No autocast and no TF32 around norms and sums: their rounding must be that of float32, which is what
-    `Outer._rounding_bound` allows for."""
-    before = torch.get_float32_matmul_precision()
+    """No autocast and no TF32, in products and convolutions, around norms and sums: their rounding must be that of
+    float32, which is what `Outer._rounding_bound` allows for."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _empty_sum(like: Tensor) -> Tensor:
+    """Zeros of a parameter's shape, at least float32. Matrix products are written into it, and are faster along rows
+    that are long: a matrix of more rows than columns is stored by columns."""
+    tall = like.dim() == 2 and like.shape[0] > like.shape[1]
+    shape = like.shape[::-1] if tall else like.shape
+    zeros = torch.zeros(shape, dtype=_at_least_single(like.dtype), device=like.device)
+    return zeros.mT if tall else zeros
+
+
+def _some(flags: Tensor) -> bool:
+    return bool(flags.any())
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

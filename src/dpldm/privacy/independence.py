@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.layers import UnsupportedModel
 
 TOLERANCE = 1e-4
 """Relative difference that rounding alone may make; a coupling of examples is far above it."""

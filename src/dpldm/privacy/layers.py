@@ -1,8 +1,9 @@
-"""One tap per kind of layer: the ordinary forward, and a backward that returns only the input's gradient.
+"""One tap per kind of layer: the ordinary forward with frozen parameters, and a hook where its gradient comes back.
 
-Autograd would also compute the weight gradient summed over the batch, which DP-SGD cannot use. A tap leaves it
-out and hands (inputs, output gradients) of its layer to a recorder instead, which is all that per-example
-gradients need. A layer is tapped while `tapped(...)` is open, and restored afterwards.
+Autograd would also compute the weight gradient summed over the batch, which DP-SGD cannot use. A tapped layer runs with
+its parameters detached, so that autograd leaves it out, and a hook on the output hands (inputs, output gradients) to a
+recorder instead, which is all that per-example gradients need. A layer is tapped while `tapped(...)` is open, and
+restored afterwards.
 
 A tap works wherever autograd does: layers in evaluation mode, below frozen ones, called by keyword, used several times,
 recomputed by gradient checkpointing, or under bfloat16 autocast.
@@ -16,7 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpldm.privacy.convolved import Convolved, Window
 from dpldm.privacy.per_example import Dense, Outer, PerExample, Rows
+
+
+class UnsupportedModel(ValueError):
+    """A trainable parameter whose per-example gradient this engine cannot take."""
+
 
 Record = Callable[[nn.Module, Tensor, Tensor], None]
 
@@ -25,11 +32,7 @@ class Kind(Protocol):
     """What an engine must know about one kind of layer. B examples, R = B K rows."""
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
-        """The layer's own output."""
-        ...
-
-    def grad_input(self, layer: Any, x: Tensor, grad: Tensor) -> Tensor | None:
-        """dL/dx from dL/dy, in the precision of `grad`; None if x has no gradient."""
+        """The layer's own output, as a function of x alone: no gradient reaches its parameters."""
         ...
 
     def gradients(self, layer: Any, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
@@ -37,26 +40,17 @@ class Kind(Protocol):
         ...
 
 
-class _Tap(torch.autograd.Function):
-    """y = layer(x) with a backward that yields dL/dx and reports (x, dL/dy)."""
+class _Reached(torch.autograd.Function):
+    """y itself, as a tensor that backward reaches though nothing before it has a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: nn.Module, record: Record) -> Tensor:
-        # `anchor` requires a gradient, so backward reaches this layer even when x is a constant.
-        ctx.save_for_backward(x)
-        ctx.layer, ctx.record = layer, record
-        return _kind_of_tapped(layer).forward(layer, x)
+    def forward(ctx: Any, y: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (x,) = ctx.saved_tensors
-        (grad_output,) = gradients
-        ctx.record(ctx.layer, x, grad_output)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None
-        # Under autocast the layer computed in the precision of its output, whatever x and the weights are stored in.
-        grad_input = _kind_of_tapped(ctx.layer).grad_input(ctx.layer, x.to(grad_output.dtype), grad_output)
-        return None if grad_input is None else grad_input.to(x.dtype), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 @contextmanager
@@ -64,9 +58,29 @@ def tapped(layers: list[nn.Module], record: Record) -> Iterator[None]:
     """While open, every layer of the list reports its calls to `record(layer, input, output gradient)`."""
 
     def tap(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        kind = known_kind(layer)
         anchor = torch.zeros((), requires_grad=True, device=next(layer.parameters(recurse=False)).device)
-        # Called by keyword or by position, as the stock modules do; one tensor in, one tensor out.
-        return lambda input: _Tap.apply(input, anchor, layer, record)  # type: ignore[no-untyped-call]
+
+        def forward(input: Tensor) -> Tensor:  # called by keyword or by position, as the stock modules do
+            output = kind.forward(layer, input)
+            if not torch.is_grad_enabled():
+                return output
+            if output._is_view():  # a hook on a view is lost when somebody changes the view in place
+                output = torch.ops.aten._unsafe_view(output, output.shape)
+            if not output.requires_grad:
+                output = _Reached.apply(output, anchor)  # type: ignore[no-untyped-call]
+            seen, version = [input.detach()], input._version
+
+            def report(gradient: Tensor) -> None:
+                x = seen.pop()  # the graph may outlive the pass, the input should not
+                if x._version != version:
+                    raise UnsupportedModel(f"The input of a {type(layer).__name__} was changed in place after its use.")
+                record(layer, x, gradient)
+
+            output.register_hook(report)  # type: ignore[no-untyped-call]
+            return output
+
+        return forward
 
     for layer in layers:
         layer.forward = tap(layer)
@@ -77,14 +91,16 @@ def tapped(layers: list[nn.Module], record: Record) -> Iterator[None]:
             del layer.forward  # uncovers the method of the class
 
 
+def _frozen(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as constants."""
+    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+
+
 class LinearTap:
     """y = x W^T + b over tokens: example gradient of W is sum_t g_t x_t^T, of b is sum_t g_t."""
 
     def forward(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return F.linear(x, layer.weight, layer.bias)
-
-    def grad_input(self, layer: nn.Linear, x: Tensor, grad: Tensor) -> Tensor:
-        return grad @ layer.weight.to(grad.dtype)
+        return F.linear(x, *_frozen(layer))
 
     def gradients(self, layer: nn.Linear, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
         inputs = x.reshape(examples, -1, layer.in_features)
@@ -93,40 +109,40 @@ class LinearTap:
 
 
 class ConvolutionTap:
-    """A convolution is a linear layer over patches: the tokens are output positions, the inputs unfolded patches."""
+    """A convolution is a linear layer over patches: tokens are places of the output, inputs what the kernel sees."""
 
     def forward(self, layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
         operation: Any = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
         settings = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        result: Tensor = operation(x, layer.weight, layer.bias, *settings)
-        return result
-
-    def grad_input(self, layer: nn.Conv1d | nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
-        stride, padding, dilation = (list(each) for each in (layer.stride, layer.padding, layer.dilation))
-        weight, no_offset = layer.weight.to(grad.dtype), [0] * len(stride)
-        settings = (None, stride, padding, dilation, False, no_offset, layer.groups, [True, False, False])
-        result: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, *settings)[0]
+        result: Tensor = operation(x, *_frozen(layer), *settings)
         return result
 
     def gradients(self, layer: nn.Conv1d | nn.Conv2d, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
-        tokens = _by_example(_patches(layer, x), examples)  # (B, T, d), d = input channels * kernel
-        outputs = _by_example(grad.flatten(2), examples)  # (B, T, p)
-        if layer.groups == 1:
-            return _with_bias(layer, Outer(tokens, outputs, layer.weight.shape), outputs)
+        if layer.groups > 1:
+            return _with_bias(layer, self._grouped(layer, x, grad, examples), _by_example(grad.flatten(2), examples))
+        inputs, outputs = (torch.unflatten(_images(each), 0, (examples, -1)) for each in (x, grad))
+        sums = grad.flatten(2).sum(2).view(examples, -1, layer.out_channels)
+        return _with_bias(layer, Convolved(inputs, outputs, _window(layer)), sums)
+
+    def _grouped(self, layer: nn.Conv1d | nn.Conv2d, x: Tensor, grad: Tensor, examples: int) -> Dense:
+        """Materialised at once: a group has few channels, so its gradient is small."""
+        window = _window(layer)
+        patches = F.unfold(_images(x), window.kernel, window.dilation, window.padding, window.stride)
+        tokens, outputs = _by_example(patches, examples), _by_example(grad.flatten(2), examples)
         grouped = [part.reshape(*part.shape[:2], layer.groups, -1) for part in (outputs, tokens)]
-        gradients = torch.einsum("btgp,btgd->bgpd", *grouped).reshape(examples, *layer.weight.shape)
-        return _with_bias(layer, Dense(gradients), outputs)
+        return Dense(torch.einsum("btgp,btgd->bgpd", *grouped).reshape(examples, *layer.weight.shape))
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """What the kernel sees at every output position, (R, channels * kernel, T)."""
-    if {*layer.kernel_size, *layer.stride} == {1} and set(layer.padding) == {0}:
-        return x.flatten(2)
-    if isinstance(layer, nn.Conv2d):
-        return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    # A line is an image of one row.
-    kernel, dilation, stride = ((1, int(each[0])) for each in (layer.kernel_size, layer.dilation, layer.stride))
-    return F.unfold(x[:, :, None], kernel, dilation, (0, int(layer.padding[0])), stride)
+def _images(x: Tensor) -> Tensor:
+    """A line is an image of one row."""
+    return x if x.dim() == 4 else x[:, :, None]
+
+
+def _window(layer: nn.Conv1d | nn.Conv2d) -> Window:
+    def over(each: Any, along_a_line: int) -> tuple[int, int]:
+        return (along_a_line, int(each[0])) if isinstance(layer, nn.Conv1d) else (int(each[0]), int(each[1]))
+
+    return Window(over(layer.kernel_size, 1), over(layer.stride, 1), over(layer.padding, 0), over(layer.dilation, 1))
 
 
 def _by_example(rows: Tensor, examples: int) -> Tensor:
@@ -143,10 +159,7 @@ class EmbeddingTap:
     """y_t = W[x_t]: the example gradient of row v is the sum of g_t over the tokens t with x_t = v."""
 
     def forward(self, layer: nn.Embedding, x: Tensor) -> Tensor:
-        return F.embedding(x, layer.weight)
-
-    def grad_input(self, layer: nn.Embedding, x: Tensor, grad: Tensor) -> None:
-        return None
+        return F.embedding(x, layer.weight.detach())
 
     def gradients(self, layer: nn.Embedding, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
         ids = x.reshape(examples, -1)
@@ -160,69 +173,36 @@ class LayerNormTap:
     """y = x_hat * w + b: example gradients are sums of g * x_hat and of g."""
 
     def forward(self, layer: nn.LayerNorm, x: Tensor) -> Tensor:
-        return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
-
-    def grad_input(self, layer: nn.LayerNorm, x: Tensor, grad: Tensor) -> Tensor:
-        shape = list(layer.normalized_shape)
-        weight, bias = (None if p is None else p.to(grad.dtype) for p in (layer.weight, layer.bias))
-        _, mean, rstd = torch.native_layer_norm(x, shape, None, None, layer.eps)
-        result: Tensor = torch.ops.aten.native_layer_norm_backward(
-            grad.contiguous(), x, shape, mean, rstd, weight, bias, [True, False, False]
-        )[0]
-        return result
+        return F.layer_norm(x, layer.normalized_shape, *_frozen(layer), layer.eps)
 
     def gradients(self, layer: nn.LayerNorm, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
-        normalised = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
         shape = (examples, -1, *layer.normalized_shape)
-        return _with_bias(layer, Dense((grad * normalised).reshape(shape).sum(1)), grad.reshape(shape))
+        weighed = F.layer_norm(x, layer.normalized_shape, eps=layer.eps).mul_(grad)
+        return _with_bias(layer, Dense(weighed.view(shape).sum(1)), grad.reshape(shape))
 
 
 class RMSNormTap:
     """y = x / rms(x) * w (Zhang and Sennrich 2019, eq. 4), the mean square taken over the normalised axes."""
 
     def forward(self, layer: nn.RMSNorm, x: Tensor) -> Tensor:
-        return F.rms_norm(x, layer.normalized_shape, layer.weight, layer.eps)
-
-    def grad_input(self, layer: nn.RMSNorm, x: Tensor, grad: Tensor) -> Tensor:
-        scaled, (normalised, rate) = grad * layer.weight.to(grad.dtype), self._normalised(layer, x)
-        return rate * (scaled - normalised * (scaled * normalised).mean(self._axes(layer), keepdim=True))
+        return F.rms_norm(x, layer.normalized_shape, layer.weight.detach(), layer.eps)
 
     def gradients(self, layer: nn.RMSNorm, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
-        normalised, _ = self._normalised(layer, x)
-        return {"weight": Dense((grad * normalised).reshape(examples, -1, *layer.normalized_shape).sum(1))}
-
-    @staticmethod
-    def _axes(layer: nn.RMSNorm) -> list[int]:
-        return list(range(-len(layer.normalized_shape), 0))
-
-    def _normalised(self, layer: nn.RMSNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x / rms(x), 1 / rms(x))."""
-        epsilon = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
-        rate = torch.rsqrt(x.square().mean(self._axes(layer), keepdim=True) + epsilon)
-        return x * rate, rate
+        weighed = F.rms_norm(x, layer.normalized_shape, eps=layer.eps).mul_(grad)
+        return {"weight": Dense(weighed.view(examples, -1, *layer.normalized_shape).sum(1))}
 
 
 class GroupNormTap:
     """As LayerNormTap, with statistics over groups of channels of one image."""
 
     def forward(self, layer: nn.GroupNorm, x: Tensor) -> Tensor:
-        return F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
-
-    def grad_input(self, layer: nn.GroupNorm, x: Tensor, grad: Tensor) -> Tensor:
-        x, grad, weight = x.contiguous(), grad.contiguous(), layer.weight.to(grad.dtype)
-        rows, channels, positions = x.shape[0], x.shape[1], x[0, 0].numel()
-        sizes = (rows, channels, positions, layer.num_groups)
-        _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, layer.eps)
-        result: Tensor = torch.ops.aten.native_group_norm_backward(
-            grad, x, mean, rstd, weight, *sizes, [True, False, False]
-        )[0]
-        return result
+        return F.group_norm(x, layer.num_groups, *_frozen(layer), layer.eps)
 
     def gradients(self, layer: nn.GroupNorm, x: Tensor, grad: Tensor, examples: int) -> dict[str, PerExample]:
-        normalised = F.group_norm(x, layer.num_groups, eps=layer.eps)
-        rows = (*grad.shape[:2], -1)  # images may have any number of axes
-        weights = _by_example((grad * normalised).reshape(rows), examples).sum(1)
-        return _with_bias(layer, Dense(weights), _by_example(grad.reshape(rows), examples))
+        rows = (examples, -1, layer.num_channels)
+        weighed, each = F.group_norm(x, layer.num_groups, eps=layer.eps).mul_(grad), (*grad.shape[:2], -1)
+        weights, biases = (tensor.reshape(each).sum(2).view(rows) for tensor in (weighed, grad))  # sums over an image
+        return _with_bias(layer, Dense(weights.sum(1)), biases)
 
 
 KINDS: dict[type[nn.Module], Kind] = {
@@ -241,7 +221,8 @@ def kind_of(layer: nn.Module) -> Kind | None:
     return next((kind for known, kind in KINDS.items() if type(layer).forward is known.forward), None)
 
 
-def _kind_of_tapped(layer: nn.Module) -> Kind:
+def known_kind(layer: nn.Module) -> Kind:
+    """The kind of a layer that `refusal` has nothing against."""
     kind = kind_of(layer)
     if kind is None:
         raise TypeError(f"{type(layer).__name__} was tapped without being known.")

@@ -6,16 +6,19 @@ B examples, T tokens per example (K noise draws of an example are tokens of ONE 
 * `Outer`: inputs a (B, T, d) and output gradients g (B, T, p), standing for sum_t g_t a_t^T. Norms come from Gram
   matrices without forming the gradient ("ghost norm", Goodfellow 2015; Li et al. 2022), and the clipped sum is one
   matrix product.
+* `Convolved` (privacy/convolved.py): the same for a convolution, whose inputs a are patches that are never formed.
 * `Rows`: ids (B, T) and gradients g (B, T, d) of the rows of an embedding.
 
 Which is cheaper for a linear layer: T (d + p) <= d p means Outer. The one inequality decides arithmetic for the
-norm, memory to hold until the clip factors are known, and bounds the Gram matrices by d p / 2 floats. Where the
-gradients of all examples would not fit into `DENSE_BYTES`, Outer is kept all the same, and its norms are taken from
-a few examples' gradients at a time.
+norm, memory to hold until the clip factors are known, and bounds the Gram matrices by d p / 2 floats. For a convolution
+it reads the same, with the floats of its images for T (d + p): pixels, not patches. Where the gradients of all examples
+would not fit into `DENSE_BYTES`, inputs and output gradients are kept all the same. Gradients, or Gram matrices, that
+do not fit are formed for a few examples at a time.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -31,8 +34,15 @@ class PerExample(Protocol):
         """An upper bound of ||g_i||^2 that is exact up to rounding, (B,)."""
         ...
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """sum_i weights_i g_i in the parameter's shape; an example of weight 0 contributes exactly 0."""
+    def add_weighted(self, total: Tensor, weights: Tensor) -> None:
+        """total += sum_i weights_i g_i, in place; `total` has the parameter's shape, and weights (B,) are finite.
+
+        0 * inf and 0 * NaN are not 0: an example that must not count is taken out beforehand, by `without`.
+        """
+        ...
+
+    def without(self, ignored: Tensor) -> "PerExample":
+        """The same gradients, but exactly 0 where `ignored` (B,) is True."""
         ...
 
     def dense(self) -> "Dense":
@@ -49,9 +59,15 @@ class Dense:
     def squared_norms(self) -> Tensor:
         return self.gradients.flatten(1).square().sum(1)
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        flat = _without_ignored(self.gradients.flatten(1), weights)
-        return (weights @ flat).view(self.gradients.shape[1:])
+    def add_weighted(self, total: Tensor, weights: Tensor) -> None:
+        flat = self.gradients.flatten(1)
+        if total.is_contiguous():
+            total.view(-1).addmv_(flat.mT, weights)
+        else:
+            total += (weights @ flat).view(total.shape)
+
+    def without(self, ignored: Tensor) -> "Dense":
+        return Dense(_emptied(self.gradients, ignored))
 
     def dense(self) -> "Dense":
         return self
@@ -59,67 +75,91 @@ class Dense:
 
 @dataclass
 class Outer:
-    """Gradients sum_t g_t a_t^T of a p x d weight (viewed as `shape`, if given)."""
+    """Gradients sum_t g_t a_t^T of a p x d weight."""
 
     inputs: Tensor  # (B, T, d)
     outputs: Tensor  # (B, T, p)
-    shape: torch.Size | None = None
 
     def squared_norms(self) -> Tensor:
-        if not self.ghost_is_cheaper():
-            lengths = self.inputs.norm(dim=2) * self.outputs.norm(dim=2)
-            return self._squared_norms_in_parts() + _order_bound(lengths)
-        # ||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s)
-        grams = self.inputs @ self.inputs.mT, self.outputs @ self.outputs.mT
-        squared: Tensor = (grams[0] * grams[1]).sum(2).sum(1) + self._rounding_bound(*grams)  # T terms at a time
-        return squared.clamp(min=0)
+        ghost = self.ghost_is_cheaper()
+        examples, needed = len(self.inputs), self.gram_bytes() if ghost else self.dense_bytes()
+        if needed > DENSE_BYTES and examples > 1:
+            return torch.cat([part.squared_norms() for part in self._parts(max(1, examples * DENSE_BYTES // needed))])
+        return self.ghost_norms() if ghost else self.dense_norms()
 
-    def _rounding_bound(self, of_inputs: Tensor, of_outputs: Tensor) -> Tensor:
+    def ghost_norms(self) -> Tensor:
+        """||sum_t g_t a_t^T||^2 = sum_{t,s} (a_t . a_s)(g_t . g_s), without forming a gradient."""
+        of_inputs, of_outputs = self.grams()
+        products = of_inputs.mul_(of_outputs)
+        # T terms at a time, which the rounding bound counts on
+        return products.sum(2).sum(1).add_(self._rounding_bound(products)).clamp_(min=0)
+
+    def dense_norms(self) -> Tensor:
+        """From the gradients themselves."""
+        lengths = self.inputs.norm(dim=2) * self.outputs.norm(dim=2)
+        return self.dense().squared_norms() + _order_bound(lengths)
+
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """(a_t . a_s) and (g_t . g_s) of the tokens of every example, (B, T, T) each; not shared with anybody."""
+        return torch.bmm(self.inputs, self.inputs.mT), torch.bmm(self.outputs, self.outputs.mT)
+
+    def _rounding_bound(self, products: Tensor) -> Tensor:
         """What cancellation between tokens may have hidden from the Gram sum, (B,).
 
         Every one of the T^2 products carries a relative error of at most (d + p) u, and adding them up, T terms at a
         time and twice, another 2 T u in whatever order (u = unit round-off; Higham 2002, sec. 3.1 and 4.2), all of it
         relative to absolute values, which sum to at most (sum_t ||a_t|| ||g_t||)^2. Adding the bound can only clip
-        more, never less. The squares of the norms stand on the diagonals of the Gram matrices (B, T, T), where nothing
+        more, never less. The squares of ||a_t|| ||g_t|| stand on the diagonal of the products (B, T, T), where nothing
         cancels.
         """
-        _, tokens, width = self.inputs.shape
-        unit = torch.finfo(self.inputs.dtype).eps / 2
-        factor = (width + self.outputs.shape[2] + 2 * tokens) * unit
-        lengths = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (of_inputs, of_outputs)]
-        bound: Tensor = factor * (lengths[0] * lengths[1]).sum(1).square()
+        width, height = self.sizes()
+        unit = torch.finfo(products.dtype).eps / 2
+        factor = (width + height + 2 * products.shape[1]) * unit
+        bound: Tensor = factor * products.diagonal(dim1=1, dim2=2).sqrt().sum(1).square()
         return bound
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        inputs, outputs = _without_ignored(self.inputs, weights), _without_ignored(self.outputs, weights)
+    def add_weighted(self, total: Tensor, weights: Tensor) -> None:
+        inputs, outputs, weights = self.inputs, self.outputs, weights[:, None, None]
         if inputs.shape[2] < outputs.shape[2]:  # weigh the smaller of the two
-            inputs = inputs * weights[:, None, None]
+            inputs = inputs * weights
         else:
-            outputs = outputs * weights[:, None, None]
-        total = outputs.flatten(0, 1).mT @ inputs.flatten(0, 1)
-        return total if self.shape is None else total.view(self.shape)
+            outputs = outputs * weights
+        total.addmm_(outputs.flatten(0, 1).mT, inputs.flatten(0, 1))
+
+    def without(self, ignored: Tensor) -> Self:
+        return replace(self, inputs=_emptied(self.inputs, ignored), outputs=_emptied(self.outputs, ignored))
 
     def dense(self) -> Dense:
-        gradients = torch.bmm(self.outputs.mT, self.inputs)
-        return Dense(gradients if self.shape is None else gradients.view(-1, *self.shape))
+        return Dense(torch.bmm(self.outputs.mT, self.inputs))
+
+    def sizes(self) -> tuple[int, int]:
+        """(d, p)."""
+        return self.inputs.shape[2], self.outputs.shape[2]
 
     def ghost_is_cheaper(self) -> bool:
-        """T (d + p) <= d p: norms from Gram matrices cost less than gradients, in arithmetic and in memory."""
-        _, tokens, width = self.inputs.shape
-        height = self.outputs.shape[2]
-        return tokens * (width + height) <= width * height
+        """T (d + p) <= d p: what is held is no larger than the gradient, and the norm costs no more arithmetic."""
+        width, height = self.sizes()
+        return self.inputs[0].numel() + self.outputs[0].numel() <= width * height
 
     def dense_bytes(self) -> int:
         """Memory of the materialised gradients of all examples."""
-        examples, _, width = self.inputs.shape
-        return examples * width * self.outputs.shape[2] * self.inputs.element_size()
+        width, height = self.sizes()
+        return len(self.inputs) * width * height * self.inputs.element_size()
 
-    def _squared_norms_in_parts(self) -> Tensor:
-        """Norms of materialised gradients, so few examples at a time that they fit into `DENSE_BYTES`."""
-        examples = len(self.inputs)
-        part = max(1, examples * DENSE_BYTES // max(1, self.dense_bytes()))
-        pieces = zip(torch.split(self.inputs, part), torch.split(self.outputs, part), strict=True)
-        return torch.cat([Outer(inputs, outputs).dense().squared_norms() for inputs, outputs in pieces])
+    def gram_bytes(self) -> int:
+        """Memory of the Gram matrices of all examples."""
+        return 2 * len(self.inputs) * self.inputs.shape[1] ** 2 * self.inputs.element_size()
+
+    def _parts(self, examples: int) -> Iterator[Self]:
+        """So many examples at a time."""
+        pieces = zip(torch.split(self.inputs, examples), torch.split(self.outputs, examples), strict=True)
+        for inputs, outputs in pieces:
+            yield replace(self, inputs=inputs, outputs=outputs)
+
+    def is_like(self, other: "Outer") -> bool:
+        """Whether tokens of both can stand side by side, as those of one layer."""
+        shapes = [(each.inputs.shape[2:], each.outputs.shape[2:]) for each in (self, other)]
+        return type(self) is type(other) and shapes[0] == shapes[1]
 
 
 @dataclass
@@ -140,10 +180,12 @@ class Rows:
         norms = squares.new_zeros(examples).index_add_(0, places // self.height, squares)
         return norms + _order_bound(self.outputs.norm(dim=2))
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        outputs = _without_ignored(self.outputs, weights) * weights[:, None, None]
-        total = outputs.new_zeros(self.height, outputs.shape[2])
-        return total.index_add_(0, self.ids.flatten(), outputs.flatten(0, 1))
+    def add_weighted(self, total: Tensor, weights: Tensor) -> None:
+        outputs = self.outputs * weights[:, None, None]
+        total.index_add_(0, self.ids.flatten(), outputs.flatten(0, 1))
+
+    def without(self, ignored: Tensor) -> "Rows":
+        return replace(self, outputs=_emptied(self.outputs, ignored))
 
     def dense(self) -> Dense:
         examples, _, width = self.outputs.shape
@@ -164,11 +206,8 @@ def _order_bound(lengths: Tensor) -> Tensor:
     return bound
 
 
-def _without_ignored(rows: Tensor, weights: Tensor) -> Tensor:
-    """Rows of weight 0 set to 0, because 0 * inf and 0 * NaN are not 0."""
-    ignored = weights == 0
-    if not bool(ignored.any()):
-        return rows
+def _emptied(rows: Tensor, ignored: Tensor) -> Tensor:
+    """Rows of these examples set to 0."""
     return rows.masked_fill(ignored.view(-1, *[1] * (rows.dim() - 1)), 0.0)
 
 
@@ -181,9 +220,9 @@ def compact(gradient: PerExample) -> PerExample:
 
 def merge(first: PerExample, second: PerExample) -> PerExample:
     """Gradients of a parameter that was used twice: their sum, which is not the sum of their norms."""
-    if isinstance(first, Outer) and isinstance(second, Outer) and first.shape == second.shape:
+    if isinstance(first, Outer) and isinstance(second, Outer) and first.is_like(second):
         inputs, outputs = torch.cat([first.inputs, second.inputs], 1), torch.cat([first.outputs, second.outputs], 1)
-        return compact(Outer(inputs, outputs, first.shape))
+        return compact(replace(first, inputs=inputs, outputs=outputs))
     if isinstance(first, Rows) and isinstance(second, Rows):
         return Rows(torch.cat([first.ids, second.ids], 1), torch.cat([first.outputs, second.outputs], 1), first.height)
     return Dense(first.dense().gradients + second.dense().gradients)

@@ -16,9 +16,10 @@ from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
-from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
+from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
+from dpldm.privacy.layers import UnsupportedModel
 from dpldm.privacy.ledger import Budgeted, BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
