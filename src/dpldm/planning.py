@@ -11,8 +11,9 @@ from dpldm.data.latents import PrivateLatents
 from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Posterior, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.models.choices import PRESETS, attention_modules
 from dpldm.models.denoiser import adapt_to_labels
-from dpldm.models.trainable import PRESETS, attention_modules, choose_trainable
+from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
@@ -66,7 +67,7 @@ def choices(config: RunConfig) -> list[Choice]:
     check_fit(config, backbone)
     network = backbone.denoiser
     adapt_to_labels(network, len(config.data.labels))
-    later = [f"attention-from-{number}" for number in range(2, len(attention_modules(network)) + 1)]
+    later = [f"attention-from-{number}" for number in range(2, len(attention_modules(dict(network.named_parameters()))) + 1)]
     names = [name for name in (*PRESETS, *later) if config.tune_embedder or name != "condition"]
     total, found = sum(p.numel() for p in network.parameters()), []
     for name in names:

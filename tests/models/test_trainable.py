@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpldm.errors import UserError
 from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
-from dpldm.models.trainable import PRESETS, attention_modules, choose_trainable
+from dpldm.models.choices import PRESETS, attention_modules
+from dpldm.models.trainable import choose_trainable
 
 USELESS = re.compile(r"attn2\.to_q|attn2\.to_k|transformer_blocks\.\d\.norm2")
 
@@ -82,7 +83,7 @@ def test_attention_modules_are_counted_along_the_way_of_the_data() -> None:
         if re.search(r"attentions\.\d$", name):
             module.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
     network(torch.randn(1, 2, 4, 4), torch.tensor([3]), condition(torch.tensor([1]), 5))
-    assert attention_modules(network) == seen
+    assert attention_modules(dict(network.named_parameters())) == seen
     assert len(seen) == 7, "two down, one in the middle, four up"
     for number in range(1, 8):
         wanted = {n for n in names_of(network) if any(n.startswith(f"{name}.") for name in seen[number - 1 :])}
