@@ -67,7 +67,9 @@ def choices(config: RunConfig) -> list[Choice]:
     check_fit(config, backbone)
     network = backbone.denoiser
     adapt_to_labels(network, len(config.data.labels))
-    later = [f"attention-from-{number}" for number in range(2, len(attention_modules(dict(network.named_parameters()))) + 1)]
+    later = [
+        f"attention-from-{number}" for number in range(2, len(attention_modules(dict(network.named_parameters()))) + 1)
+    ]
     names = [name for name in (*PRESETS, *later) if config.tune_embedder or name != "condition"]
     total, found = sum(p.numel() for p in network.parameters()), []
     for name in names:

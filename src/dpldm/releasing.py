@@ -1,6 +1,6 @@
 """`release`: what may leave, copied by an allow-list into runs/NAME/release/.
 
-    release/  README.md  privacy.json  [synthetic/]  [model/]
+    release/  README.md  privacy.json  [synthetic/]  [model/]  [report.html  report.json]
 
 Allowed are synthetic images and their labels, averaged tuned weights inside the public backbone, the plan, and the
 ledger's head. Everything else of a run (latents, optimizer state, metrics on private images, file names, counts,
@@ -21,6 +21,7 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.report.card import release_card, synthetic_card
+from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
 from dpldm.train.checkpoint import replace_file
@@ -67,13 +68,16 @@ def release(config: RunConfig, what: What = "data") -> Path:
 def _same_release(new: Path, old: Path) -> bool:
     """Whether `old` is an earlier release of the same run that still holds what it says.
 
-    README.md may differ: it shows the ledger's head, and the ledger may have grown in between.
+    README.md may differ: it shows the ledger's head, and the ledger may have grown in between. A report may have been
+    added since (`dpldm report`).
     """
     try:
         statements = [json.loads((folder / "privacy.json").read_text(encoding="utf-8")) for folder in (new, old)]
         intact = all(sha256_of(old / name) == digest for name, digest in statements[1]["files"].items())
         for statement in statements:
             del statement["ledger"], statement["files"]["README.md"]
+            for name in ("report.html", "report.json"):
+                statement["files"].pop(name, None)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     return intact and statements[0] == statements[1]
@@ -87,7 +91,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
     """
     plan, updates = finished_plan(config)
     entries = ledger_entries(config)
-    answers, first = (" and query answers", "Gaussian queries, then ") if plan.queries else ("", "")
+    constants = plan.constants()
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {
@@ -96,10 +100,10 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "delta": plan.delta,
             "adjacency": Adjacency.ADD_OR_REMOVE_ONE.value,
             "unit": plan.unit,
-            "covers": f"all noised gradients{answers} of the run, hence every model and image made from them",
+            "covers": covers(constants),
             "public_benchmark": plan.public_benchmark,
         },
-        "plan": plan.constants(),
+        "plan": constants,
         "plan_digest": plan.digest(),
         "updates": updates,
         "ledger": {
@@ -107,7 +111,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
             "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
         },
-        "mechanism": f"{first}Poisson-subsampled Gaussian ({plan.noise} noise), {plan.clipping} clipping",
+        "mechanism": mechanism(constants),
         "declared_constants": _declared(config),
         "backbone": _backbone_facts(config),
         "software": _versions(),

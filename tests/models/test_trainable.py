@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpldm.errors import UserError
-from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.choices import PRESETS, attention_modules
+from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
 
 USELESS = re.compile(r"attn2\.to_q|attn2\.to_k|transformer_blocks\.\d\.norm2")

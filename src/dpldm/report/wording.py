@@ -10,6 +10,15 @@ def upper(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 100) / 100:.2f}"
 
 
+def percent(bound: float) -> str:
+    """A bound rounded UP, with as many digits as tell it from 100 %."""
+    digits = 1 if bound < 0.999 else 4
+    return (
+        f"{min(100.0, math.ceil(bound * 10 ** (digits + 2) - 1e-9) / 10**digits):.{digits}f}".rstrip("0").rstrip(".")
+        + " %"
+    )
+
+
 def guarantee_sentence(statement: Mapping[str, Any]) -> str:
     """The guarantee in one sentence that defines its unit."""
     claim = statement["guarantee"]
@@ -20,18 +29,38 @@ def guarantee_sentence(statement: Mapping[str, Any]) -> str:
     )
 
 
+def covers(plan: Mapping[str, Any]) -> str:
+    """What the guarantee of a plan (its constants) is about."""
+    answers = " and query answers" if plan.get("queries") else ""
+    return f"all noised gradients{answers} of the run, hence every model and image made from them"
+
+
+def mechanism(plan: Mapping[str, Any]) -> str:
+    """The mechanism of a plan (its constants) in a line."""
+    first = "Gaussian queries, then " if plan.get("queries") else ""
+    return f"{first}Poisson-subsampled Gaussian ({plan['noise']} noise), {plan['clipping']} clipping"
+
+
 def unit_in_words(unit: str) -> str:
     """What one unit is."""
     return {"image": "one image", "group": "one group, all images of one person,"}[unit]
 
 
+WEAK = 5.0
+"""Epsilon above which a worst-case promise is called weak."""
+
+
+def strength(epsilon: float) -> str:
+    """Epsilon in a word."""
+    return "strong" if epsilon <= 1 else "moderate" if epsilon <= WEAK else "weak"
+
+
 def odds_sentence(epsilon: float, unit: str) -> str:
     """What epsilon bounds for someone who thought membership a coin flip: e^eps / (1 + e^eps)."""
-    belief = 1 - math.exp(-epsilon) / (1 + math.exp(-epsilon))
-    shown = math.ceil(belief * 1e6) / 1e4  # a bound is rounded up
+    shown = percent(1 - math.exp(-epsilon) / (1 + math.exp(-epsilon)))
     particular = {"image": "one particular image", "group": "one particular person"}[unit]
-    weak = " As a worst-case promise this is weak." if epsilon > 5 else ""
+    weak = " As a worst-case promise this is weak." if epsilon > WEAK else ""
     return (
         f"Someone who knows everything else and thought it a coin flip whether {particular} was used can "
-        f"become at most {shown:g} % sure, but for a probability of about delta.{weak}"
+        f"become at most {shown} sure, but for a probability of about delta.{weak}"
     )

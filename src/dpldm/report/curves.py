@@ -1,0 +1,103 @@
+"""What a plan's privacy loss allows, beyond one (epsilon, delta): curves, attacks, and other ways to account for it.
+
+Everything follows from the plan alone, by dp-accounting; nothing here imports torch. All values are upper bounds of
+what an attacker can do, whatever they know.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpldm.privacy.accounting import Adjacency, epsilon_rdp
+from dpldm.privacy.plan import PrivacyPlan
+
+Floats = NDArray[np.float64]
+
+GRID = 1e-3
+"""Of the privacy loss, for curves: ten times coarser than for the epsilon that is stated, and still pessimistic."""
+POINTS = 201
+FALSE_ALARMS = (0.001, 0.01, 0.1)
+"""Rates of false alarms at which the best attack is told."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """delta as a function of epsilon for one adjacency; the pairs that all hold at once."""
+
+    epsilons: Floats  # (n,), from 0 on
+    deltas: Floats  # (n,), upper bounds, at most 1
+
+    @property
+    def advantage(self) -> float:
+        """The most by which any attack's true alarms can exceed its false ones: delta at epsilon 0."""
+        return float(self.deltas[0])
+
+    def true_alarms(self, false_alarms: float) -> float:
+        """Upper bound of the true-positive rate at a false-positive rate (Dong, Roth and Su 2022, eq. 6)."""
+        grown = np.exp(self.epsilons) * false_alarms + self.deltas
+        mirrored = 1 - np.exp(-self.epsilons) * (1 - self.deltas - false_alarms)
+        return float(min(1.0, grown.min(), mirrored.min()))
+
+
+def curve_of(plan: PrivacyPlan, adjacency: Adjacency) -> Curve:
+    """(epsilon, delta) of all attempts and queries of the plan, cut batches paid for."""
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    replacing = adjacency is Adjacency.REPLACE_ONE
+    relation = NeighboringRelation.REPLACE_ONE if replacing else NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = PLDAccountant(relation, GRID)
+    attempt = PoissonSampledDpEvent(plan.sampling_probability, GaussianDpEvent(plan.noise_multiplier))
+    accountant.compose(SelfComposedDpEvent(attempt, plan.attempts))
+    for query in plan.beside:  # the accountant moves a replaced unit's sum by 2 (see privacy/accounting.py)
+        relative = 2 / query.replace_one if replacing else 1.0
+        accountant.compose(SelfComposedDpEvent(GaussianDpEvent(query.noise_multiplier * relative), query.times))
+    epsilons = np.linspace(0.0, 2 * plan.epsilon_after(plan.attempts, adjacency), POINTS)
+    cuts = 0.0 if plan.cap is None else plan.cap.delta(plan.sampling_probability, plan.attempts)
+    return Curve(epsilons, np.minimum(1.0, np.asarray(accountant.get_delta(epsilons)) + cuts))
+
+
+def gaussian_mu(plan: PrivacyPlan) -> float:
+    """mu of the plan if every unit were in every batch: Gaussians compose to one (Dong et al. 2022, cor. 3)."""
+    attempts = plan.attempts / plan.noise_multiplier**2
+    return math.sqrt(attempts + sum(query.times / query.noise_multiplier**2 for query in plan.beside))
+
+
+def epsilon_without_amplification(plan: PrivacyPlan) -> float:
+    """Epsilon (add or remove one) if the adversary knew who was in which batch: the closed form of a Gaussian.
+
+    Balle and Wang 2018, arXiv 1805.06530, theorem 8.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    mu = gaussian_mu(plan)
+
+    def excess(epsilon: float) -> float:
+        """delta at `epsilon` less the plan's; in logarithms, since e^epsilon alone overflows."""
+        first = norm.logcdf(-epsilon / mu + mu / 2)
+        second = epsilon + norm.logcdf(-epsilon / mu - mu / 2)
+        return float(np.exp(first) * -np.expm1(min(0.0, second - first))) - plan.delta
+
+    if excess(0.0) <= 0:
+        return 0.0
+    return float(brentq(excess, 0.0, mu**2 / 2 + 40 * mu, xtol=1e-9))
+
+
+def epsilon_by_renyi(plan: PrivacyPlan) -> float:
+    """The looser bound by other code, without cut batches: a check of the one that is stated."""
+    logger = logging.getLogger("absl")  # tells of orders that it leaves out, which only makes the bound looser
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return epsilon_rdp(plan.noise_multiplier, plan.sampling_probability, plan.attempts, plan.delta, plan.beside)
+    finally:
+        logger.setLevel(level)
+
+
+def belief(epsilon: float, before: float) -> float:
+    """The most that an observer who held membership likely with probability `before` may hold it afterwards."""
+    return before / (before + (1 - before) * math.exp(-epsilon))
