@@ -1,8 +1,8 @@
 """`clean`: remove the private caches of a run once its release is made.
 
 Latents are a copy of the private images, and can be made again from them. Tuned weights were paid for and cannot be:
-they go only if the release holds them too, or by force. Never removed here: the ledger (what was spent stays spent), the
-release, and the records that the holder may need to answer for the run.
+they go only if the release holds them too, or by force. Never removed here: the ledger (what was spent stays spent),
+the release, and the records that the holder may need to answer for the run.
 """
 
 from dataclasses import dataclass

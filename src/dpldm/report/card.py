@@ -1,5 +1,6 @@
 """The texts that accompany a release: plain Markdown, from the privacy statement and declared constants alone."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,8 @@ import yaml
 from dpldm.config import RunConfig
 from dpldm.report.wording import guarantee_sentence, odds_sentence
 
-PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|!~"})
+PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#|!~&:@$"})
+WEB = re.compile(r"\bwww\.", re.IGNORECASE)
 
 
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
@@ -85,5 +87,6 @@ def _frequencies(config: RunConfig, plan: Mapping[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as Markdown shows it literally, on one line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split()).translate(PLAIN)
+    """Text as Markdown shows it literally, on one line; nothing in it becomes a link."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split()).translate(PLAIN)
+    return WEB.sub(lambda found: found[0].replace(".", "\\."), line)

@@ -7,6 +7,7 @@ what an attacker can do, whatever they know.
 import logging
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ class Curve:
         return float(min(1.0, grown.min(), mirrored.min()))
 
 
+@lru_cache(maxsize=8)
 def curve_of(plan: PrivacyPlan, adjacency: Adjacency) -> Curve:
     """(epsilon, delta) of all attempts and queries of the plan, cut batches paid for."""
     from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -87,6 +89,7 @@ def epsilon_without_amplification(plan: PrivacyPlan) -> float:
     return float(brentq(excess, 0.0, mu**2 / 2 + 40 * mu, xtol=1e-9))
 
 
+@lru_cache(maxsize=8)
 def epsilon_by_renyi(plan: PrivacyPlan) -> float:
     """The looser bound by other code, without cut batches: a check of the one that is stated."""
     logger = logging.getLogger("absl")  # tells of orders that it leaves out, which only makes the bound looser
