@@ -29,6 +29,8 @@ MARK = "INTERNAL: do not publish"
 """Heads everything that was measured on private images; `verify` refuses a release that holds it."""
 MOST_NAMES = 40
 """Classes that are named; privacy.json has them all."""
+LONGEST_NAME = 80
+"""Letters of a class's name in that list."""
 BELIEFS = (0.01, 0.1, 0.5)
 """How likely somebody may hold it beforehand that a particular unit was used."""
 
@@ -205,7 +207,8 @@ def _classes(labels: Sequence[str]) -> str:
     if not labels:
         return "none"
     more = f", and {len(labels) - MOST_NAMES} more" if len(labels) > MOST_NAMES else ""
-    return f"{len(labels)}: {', '.join(labels[:MOST_NAMES])}{more}"
+    names = (label if len(label) <= LONGEST_NAME else f"{label[:LONGEST_NAME]}…" for label in labels[:MOST_NAMES])
+    return f"{len(labels)}: {', '.join(names)}{more}"
 
 
 def _query(query: Mapping[str, Any]) -> str:
