@@ -75,18 +75,19 @@ class Outline(HTMLParser):
 def rendered(statement: dict[str, Any], texts: list[str]) -> str:
     """The internal edition with these texts in every place that is not ours."""
     statement = json.loads(json.dumps(statement))
-    statement["declared_constants"] |= {"labels": texts, "trainable": texts[0]}
-    statement["backbone"]["name"] = texts[1]
-    part = {"name": texts[2], "violated": False, "shown": texts, "ceiling": texts[3]}
+    other = [texts[k % len(texts)] for k in range(8)]
+    statement["declared_constants"] |= {"labels": texts, "trainable": other[0]}
+    statement["backbone"]["name"] = other[1]
+    part = {"name": other[2], "violated": False, "shown": texts, "ceiling": other[3]}
     ledger = [
         {"event": "created", "cap": None},
-        {"event": "plan", "plan": "x", "constants": {"run": texts[4], "epsilon": 1.0, "delta": 1e-5}},
+        {"event": "plan", "plan": "x", "constants": {"run": other[4], "epsilon": 1.0, "delta": 1e-5}},
     ]
-    distance = {"name": texts[5], "extractor": texts[6], "value": 1.0, "error": None, "n_real": 1, "n_fake": 1}
+    distance = {"name": other[5], "extractor": other[6], "value": 1.0, "error": None, "n_real": 1, "n_fake": 1}
     recorded = Recorded(
         audit={"violated": False, "parts": [part]},
         evaluation={"utility": None, "distances": [distance]},
-        durations=[{"stage": texts[7], "seconds": 1.0}],
+        durations=[{"stage": other[7], "seconds": 1.0}],
         ledger=ledger,
     )
     shown = samples(IMAGES[: len(texts)], np.arange(len(texts)), texts)
