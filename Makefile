@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: quickstart test test-slow mutants bench lint types clean
+.PHONY: quickstart test test-slow mutants bench screen lint types clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,10 @@ mutants: $(VENV)/.dev  ## our own code broken on purpose, a defect at a time: ev
 
 bench: $(VENV)/.dev  ## what a private gradient costs, ours and others'; up to 45 minutes, on an idle machine
 	$(BIN)/python benchmarks/run.py
+
+screen: $(VENV)/.dev  ## ablations on a public stand-in, an arm after another; hours, and it goes on where it stopped
+	$(BIN)/python tools/screen.py
+	$(BIN)/python tools/screen.py --page
 
 clean:
 	rm -rf $(VENV) build dist

@@ -17,7 +17,7 @@ from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.privacy import audit as statistics
-from dpldm.privacy import clipping, mechanism
+from dpldm.privacy import clipping, mechanism, sampling, trials
 from dpldm.privacy.noise import add_gaussian
 from dpldm.releasing import release
 from dpldm.train import replay as replaying
@@ -146,6 +146,7 @@ def test_a_long_plan_is_not_played_to_its_end(config_file: Path, monkeypatch: Pa
         (["--config", "nowhere.yaml"], "cannot be read"),
         (["--config", "FILE", "--json", "no/such/folder/audit.json"], "The folder of .* does not exist"),
         (["--config", "FILE", "--data.image_size", "64"], "takes 13 to 16 pixels"),
+        (["--config", "FILE", "--private", "images"], "private is not a setting"),
         (["--config", "FILE", "--privacy.records", "null"], "privacy.records is blank"),
         (["--release", "RELEASE", "--privacy.epsilon", "1"], "A release has its plan already"),
         (["--release", "RELEASE", "--config", "FILE"], "Give either"),
@@ -160,6 +161,30 @@ def test_mistakes_end_with_2_and_one_sentence(
     assert error.startswith("dpldm: ")
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize("flag", ["--private", "--images", "--data", "--on-private-data"])
+def test_an_audit_on_private_images_is_refused(
+    config_file: Path, image_folder: Path, account: Path, capsys: Capture, flag: str
+) -> None:
+    """It would be an event of its own, with a charge; there is none, and no way to name images."""
+    assert main(["audit", "--config", str(config_file), flag, str(image_folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(account.rglob("*")) == []
+
+
+def test_batches_that_a_plan_cuts_are_audited(raw: dict[str, Any], monkeypatch: Patch) -> None:
+    coins = sampling._bernoulli
+    raw["privacy"] |= {"max_batch_size": 60, "most_records": 60}
+    plan = planned(None, RunConfig.model_validate(raw))
+    part = auditing._sampler(plan, SMALL)
+    assert "and as many cut to 1,000" in part.shown[0]
+    assert "units of cut batches" in part.figures["p_values"]
+    assert "favour units" in part.ceiling
+    uncut = auditing._sampler(replace(plan, max_batch_size=None, most_records=None), SMALL)
+    assert "cut" not in uncut.shown[0] + uncut.ceiling
+    monkeypatch.setattr(trials, "poisson_batch", lambda units, q, entropy, largest: coins(units, q, entropy)[:largest])
+    assert auditing._sampler(plan, SMALL).violated
 
 
 def test_a_plan_without_noise_is_refused(config_file: Path) -> None:

@@ -58,7 +58,7 @@ def update_on(device: torch.device, config: RunConfig) -> dict[str, Tensor]:
     """The averaged weights after the plan's updates on made-up latents, from one seed, on the CPU."""
     torch.manual_seed(0)
     backbone, plan, run = load_backbone(config.backbone, device), plan_of(config), Run(config)
-    tuner = Tuner(backbone, config)
+    tuner = Tuner(backbone, config, plan)
     run.create()
     with open_ledger(run.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
         ledger.register(plan)
@@ -132,7 +132,10 @@ def test_encoding_and_sampling_move_there_and_back(raw: dict[str, Any], elsewher
 
 def test_a_checkpoint_is_put_back_on_the_device(raw: dict[str, Any], elsewhere: torch.device, tmp_path: Path) -> None:
     config = config_on("cpu", raw)
-    here, there = (Tuner(load_backbone(config.backbone, device), config) for device in (torch.device("cpu"), elsewhere))
+    here, there = (
+        Tuner(load_backbone(config.backbone, device), config, plan_of(config))
+        for device in (torch.device("cpu"), elsewhere)
+    )
     here.update({name: torch.ones_like(p) for name, p in here.trainable.items()})
     groups = {
         "network": dict(here.trainable),

@@ -49,6 +49,34 @@ def test_a_plan_opens_no_image_and_spends_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_plan_says_what_it_leaves_a_person_with_several_images(raw: dict[str, Any]) -> None:
+    made = forecast(raw)
+    assert [images for images, _ in made.epsilon_of_person] == [2, 5, 10]
+    values = [made.epsilon, *(value for _, value in made.epsilon_of_person)]
+    assert values == sorted(values)
+    assert values[1] > 1.9 * values[0], "at epsilon 0.5 hardly less than twice"
+    assert f"for a person with several images: epsilon {upper(values[1])} with 2," in shown(made)
+    grouped = raw | {
+        "data": raw["data"] | {"group_column": "person"},
+        "privacy": raw["privacy"] | {"unit": "group", "max_images_per_group": 2},
+    }
+    capped = raw | {"privacy": raw["privacy"] | {"max_batch_size": 60, "most_records": 60}}
+    for other in (grouped, capped):
+        assert forecast(other).epsilon_of_person == []
+        assert "for a person" not in shown(forecast(other))
+
+
+def test_a_selection_is_shown_with_what_it_can_miss(raw: dict[str, Any]) -> None:
+    raw["privacy"] |= {"epsilon": 1.0}
+    made = forecast(raw, selection={"learning_rates": [1e-3, 1e-2], "mean_trials": 3.0, "score_noise": 60.0})
+    text = shown(made)
+    assert "best of a secret number of trials, 3 on average" in text
+    assert "tried with probability 75%" in text
+    assert f"epsilon {upper(made.epsilon)}, delta 0.001" in text
+    assert made.epsilon_of_person == []
+    assert "for a person" not in text
+
+
 def test_parameters_are_counted_after_the_embedder_got_its_labels(raw: dict[str, Any], tiny_backbone: Path) -> None:
     denoiser = load_backbone(str(tiny_backbone)).denoiser
     adapt_to_labels(denoiser, 2)

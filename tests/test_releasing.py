@@ -23,7 +23,8 @@ from dpldm.releasing import What, privacy_statement, release
 from dpldm.run import Run, plan_of
 from dpldm.sampling import Sampler, load_synthetic
 from dpldm.train.finetune import finetune
-from dpldm.tuned import finished_plan, tuned_network
+from dpldm.tuned import finished as finished_run
+from dpldm.tuned import tuned_network
 from dpldm.verifying import verify
 
 COMMON = {"README.md", "privacy.json"}
@@ -321,7 +322,7 @@ def test_without_its_ledger_a_run_is_not_released(finished_copy: RunConfig) -> N
             release(finished_copy)
         assert not Run(finished_copy).release.exists()
     ledger.write_bytes(whole)
-    assert finished_plan(finished_copy)[1] == 2
+    assert finished_run(finished_copy).updates == 2
 
 
 # --- its texts --------------------------------------------------------------------------------------------------------

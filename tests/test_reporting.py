@@ -1,8 +1,10 @@
 """`report` and `clean`: made from releases that verify accepts, once and again; what is paid for is not thrown away."""
 
 import json
+import re
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,20 @@ from dpldm.cleaning import clean
 from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
+from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.selection import SelectionPlan
 from dpldm.releasing import release
 from dpldm.report import page
+from dpldm.report.wording import upper
 from dpldm.reporting import FILES, report, run_at
-from dpldm.run import Run, plan_of
+from dpldm.run import Run, paid_plan, plan_of
+from dpldm.sampling import sample
+from dpldm.train import selecting
 from dpldm.verdict import Verdict, verdict
 from dpldm.verifying import verify
 
 Capture = pytest.CaptureFixture[str]
+CHARTS = page._charts
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +142,108 @@ def test_a_damaged_record_is_named(released: Run) -> None:
     with pytest.raises(UserError, match=r"evaluation\.json is damaged"):
         report(released.directory)
     assert accepted(released)
+
+
+# --- a selection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chosen(selected_copy: RunConfig) -> Run:
+    """A selection with a release of its images."""
+    release(selected_copy)
+    return Run(selected_copy)
+
+
+def test_a_selection_is_reported_on_as_a_whole(chosen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_charts", CHARTS)
+    (chosen.private / "timings.jsonl").write_text('{"stage": "finetune", "seconds": 987.6}\n')
+    report(chosen.directory)
+    assert accepted(chosen)
+    plan, told = paid_plan(chosen.config), json.loads((chosen.release / "report.json").read_text())
+    assert isinstance(plan, SelectionPlan)
+    for adjacency, key in zip(Adjacency, ("epsilon", "epsilon_replace_one"), strict=True):
+        stated = plan.stated_epsilon(adjacency)
+        assert stated <= told["guarantee"][key] < stated + 1e-3
+        nearest = min(told["curves"][adjacency.value], key=lambda point: abs(point[0] - stated))
+        assert nearest == [pytest.approx(stated, abs=1e-3), pytest.approx(plan.delta, rel=0.01)]
+    rows = {row["how"]: row["epsilon"] for row in told["accounting"]}
+    assert rows["adding or removing one"] == upper(plan.stated_epsilon())
+    assert float(rows["one trial alone"]) < float(rows["adding or removing one"]) < float(rows["without amplification"])
+    assert told["spending"] is None
+    assert told["guarantee"]["mu_without_amplification"] is None
+    assert {"name": "selection", "value": CHOICE} in told["public"]
+    secret = [row for row in told["assumptions"] if "how many trials" in row["text"] and row["status"] == "not checked"]
+    assert len(secret) == 1
+    seen = (chosen.release / "report.html").read_text()
+    assert "the curves are those of the whole selection, not of a trial".lower() in seen.lower()
+    assert "Epsilon over the number of attempts" not in seen
+    assert "mu-GDP" not in seen
+    inside = (chosen.private / "report.html").read_text()
+    assert "How long a selection took tells how many trials there were" in inside
+    assert "16 min" in inside
+    assert not re.search("16 min|987", seen)
+
+
+CHOICE = "learning rate 0.003 of 0.001, 0.003, 0.01; 3 trials on average, each as above; their number is secret"
+
+
+def test_no_report_of_a_selection_tells_how_many_trials_there_were(
+    selected: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for trials in (1, 4):
+        output = tmp_path / f"runs-{trials}"
+        config = selected.model_copy(
+            update={
+                "runtime": selected.runtime.model_copy(update={"output": output}),
+                "privacy": selected.privacy.model_copy(update={"ledger": output / "scans.jsonl"}),
+            }
+        )
+        monkeypatch.setattr(selecting, "draw_trials", lambda plan, entropy, trials=trials: [1] * trials)
+        selecting.select(config)
+        list(sample(config))
+        release(config)
+        report(Run(config).directory)
+        told = json.loads((Run(config).release / "report.json").read_text())
+        made.append(told | {"ledger": told["ledger"]["head"]["seq"]})
+    assert made[0] == made[1]
+
+
+def test_an_audit_of_a_selections_trial_is_shown_as_that(chosen: Run) -> None:
+    part = {"name": "sampling", "violated": False, "shown": ["x"], "ceiling": "y", "figures": {}}
+    audit = {"plan": plan_of(chosen.config).constants(), "violated": False, "parts": [part]}
+    (chosen.directory / "audit.json").write_text(json.dumps(audit))
+    report(chosen.directory)
+    assert json.loads((chosen.release / "report.json").read_text())["audit"]["parts"][0]["ceiling"] == "y"
+    assert "One trial of the selection was audited." in (chosen.release / "report.html").read_text()
+
+
+def test_what_is_left_of_a_selection_is_cleaned_away(chosen: Run, capsys: Capture) -> None:
+    chosen.selection.mkdir()
+    chosen.trials.write_text('{"candidates": [1, 1]}')
+    assert main(["clean", str(chosen.directory)]) == 0
+    assert f"removed  {chosen.selection} (" in capsys.readouterr().out
+    assert not chosen.selection.exists()
+    assert chosen.checkpoint.exists()
+    assert accepted(chosen)
+
+
+# --- without matplotlib -----------------------------------------------------------------------------------------------
+
+
+def test_without_matplotlib_the_remedy_is_named_and_the_release_stays_good(
+    released: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    report(released.directory)
+    monkeypatch.setattr(page, "_charts", CHARTS)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(released.directory)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert "needs the package matplotlib: install it with  pip install 'dpldm[report]'" in told.err
+    assert accepted(released)
+    assert main(["verify", str(released.release)]) == 0
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------

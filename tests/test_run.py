@@ -140,6 +140,9 @@ def test_enough_space_is_asked_for_but_not_much_more(finished: RunConfig) -> Non
     assert run.checkpoint.stat().st_size + run.latents.stat().st_size < disk_space(finished)
     twice = finished.model_copy(update={"privacy": finished.privacy.model_copy(update={"records": 80})})
     assert disk_space(twice) - disk_space(finished) == 40 * 2 * 4 * (2 * 4 * 4)
+    rates = finished.selection.model_copy(update={"learning_rates": (1e-3, 1e-2)})
+    selection = finished.model_copy(update={"selection": rates})
+    assert disk_space(selection) - disk_space(finished) >= 4 * 4 * parameters, "the best trial's checkpoint as well"
 
 
 @pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
@@ -164,6 +167,7 @@ def test_the_plan_takes_its_constants_from_the_config(raw: dict[str, Any]) -> No
     assert (plan.steps, plan.reserve_steps, plan.max_grad_norm, plan.draws_per_example) == (2, 1, 0.5, 3)
     assert 0.45 < plan.epsilon_after(plan.attempts) <= 0.5
     assert not plan.public_benchmark
+    assert plan_of(made(raw, reserve_steps=None)).reserve_steps == 5
 
 
 @pytest.mark.parametrize(("records", "batch"), [(10, 1), (800, 100), (32_767, 4095), (32_768, 4096), (10**7, 4096)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
 from dpldm.config import RunConfig, SamplingConfig
@@ -262,3 +263,38 @@ def test_an_unfinished_model_is_not_sampled(finished_copy: RunConfig) -> None:
     path.unlink()
     with pytest.raises(UserError, match="has no tuned model: run `dpldm finetune` first"):
         list(sample(finished_copy))
+
+
+# --- keeping the plainest -----------------------------------------------------------------------------------------
+
+
+def test_as_many_are_kept_as_were_asked_for_and_they_are_among_the_drawn(finished_copy: RunConfig) -> None:
+    config = with_sampling(finished_copy, count=31, keep=0.5)
+    list(sample(config))
+    kept = load_synthetic(config)
+    assert np.bincount(kept.labels).tolist() == [16, 15]
+    drawn = {image.tobytes() for path in Run(config).synthetic.glob("batch-*") for image in images_in(path)}
+    assert len(planned_labels(config.sampling, 2)) == 62
+    assert {image.tobytes() for image in kept.images} <= drawn
+
+
+def images_in(path: Path) -> np.ndarray:
+    with np.load(path) as arrays:
+        return np.asarray(arrays["x"])
+
+
+def test_what_is_kept_is_chosen_once_and_again_when_lost(finished_copy: RunConfig) -> None:
+    config = with_sampling(finished_copy, count=30, keep=0.6)
+    list(sample(config))
+    (path,) = Run(config).synthetic.glob("kept-*")
+    before = path.read_bytes()
+    path.unlink()
+    with pytest.raises(UserError, match="not been sampled to its end"):
+        load_synthetic(config)
+    list(sample(config))
+    assert path.read_bytes() == before
+
+
+def test_without_classes_nothing_can_be_plain(raw: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"declare data\.labels"):
+        RunConfig.model_validate(raw | {"data": raw["data"] | {"labels": []}, "sampling": {"keep": 0.5}})

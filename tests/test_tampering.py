@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from dpldm.cli import main
 from dpldm.config import RunConfig
+from dpldm.models.choices import tuned_names
 from dpldm.releasing import release
 from dpldm.reporting import report
 from dpldm.run import Run
@@ -33,6 +34,7 @@ from tiny_runs import tiny_settings, write_images
 REFUSED, WRONG, TAINTED = 2, 1, 3
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 IMAGE = "synthetic/dark/000000.png"
+BIAS = "mid_block.attentions.0.proj_out.bias"
 Change = Callable[[Path], Any]
 
 
@@ -55,24 +57,53 @@ def grouped(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Ru
 
 
 @pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RunConfig:
+    """A finished run that tuned adapters, with every setting of learning and drawing that is not the default."""
+    directory = tmp_path_factory.mktemp("adapted")
+    settings = tiny_settings(directory, tiny_backbone, write_images(directory / "images"))
+    settings["privacy"] |= {"class_means_noise": 30.0}
+    settings["optimizer"] = {
+        "decay": "cosine",
+        "noise_correction": True,
+        "average": "uniform",
+        "warm_start_steps": 2,
+        "timesteps": [[0.0, 0.5, 1.0], [0.5, 1.0, 3.0]],
+        "min_snr": 5.0,
+        "learning_rate": 0.3,  # so that half precision sees the updates
+    }
+    settings["sampling"] |= {"count": 12, "keep": 0.5}
+    config = RunConfig.model_validate(settings | {"trainable": "lora-2"})
+    list(finetune(config))
+    list(sample(config))
+    return config
+
+
+@pytest.fixture(scope="module")
 def honest(
-    finished: RunConfig, answered: RunConfig, grouped: RunConfig, tmp_path_factory: pytest.TempPathFactory
+    finished: RunConfig,
+    answered: RunConfig,
+    grouped: RunConfig,
+    selected: RunConfig,
+    adapted: RunConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """A release of every kind; `both` and `queries` with a report."""
+    """A release of every kind; some with a report."""
     made: dict[str, Path] = {}
     kinds = {"data": finished, "model": finished, "both": finished, "group": grouped, "queries": answered}
+    kinds |= {"selection": selected, "adapters": adapted}
     for kind, config in kinds.items():
         output = tmp_path_factory.mktemp(kind)
         shutil.copytree(config.runtime.output, output, dirs_exist_ok=True)
         moved = config.model_copy(update={"runtime": config.runtime.model_copy(update={"output": output})})
-        made[kind] = release(moved, "data" if kind in ("data", "group", "queries") else kind)  # type: ignore[arg-type]
-        if kind in ("both", "queries"):
+        what = {"model": "model", "both": "both", "selection": "both", "adapters": "both"}.get(kind, "data")
+        made[kind] = release(moved, what)  # type: ignore[arg-type]
+        if kind in ("both", "queries", "selection"):
             (Run(moved).private / "evaluation.json").write_text('{"utility": null, "distances": []}')
             report(Run(moved).directory)
     return made
 
 
-@pytest.mark.parametrize("kind", ["data", "model", "both", "group", "queries"])
+@pytest.mark.parametrize("kind", ["data", "model", "both", "group", "queries", "selection", "adapters"])
 def test_an_honest_release_is_accepted(
     kind: str, honest: dict[str, Path], tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +112,17 @@ def test_an_honest_release_is_accepted(
     shown = capsys.readouterr().out
     assert shown.endswith("The release is what it says.\n")
     assert "FAILED" not in shown
-    assert ("ok      frozen weights: equal" in shown) == (kind in ("model", "both"))
+    assert ("ok      frozen weights: equal" in shown) == (kind in ("model", "both", "selection", "adapters"))
+
+
+def test_released_adapters_changed_what_they_add_to_and_nothing_else(
+    honest: dict[str, Path], tiny_backbone: Path
+) -> None:
+    """That `verify` accepts them would show little if nothing had changed."""
+    ours, theirs = load_file(honest["adapters"] / UNET), load_file(tiny_backbone / UNET.removeprefix("model/"))
+    assert ours.keys() == theirs.keys()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert changed == set(tuned_names(theirs, "lora-2"))
 
 
 # --- what can be done to it -----------------------------------------------------------------------------------------
@@ -266,6 +307,19 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
     "a query left out": ("queries", statement(lambda s: s["plan"]["queries"].pop()), WRONG),
     "a card with another epsilon": ("data", text("README.md", "(0.50, 0.001)", "(0.05, 0.001)"), WRONG),
     "a report with another epsilon": ("both", text("report.html", "(0.50, 0.001)", "(0.05, 0.001)"), WRONG),
+    "a selection of more trials than are paid for": ("selection", forged_plan("mean_trials", 30.0), WRONG),
+    "a selection stated as one trial": ("selection", statement(lambda s: s.update(plan=s["plan"]["trial"])), TAINTED),
+    "a selection that covers its losers": (
+        "selection",
+        statement(lambda s: s["guarantee"].update(covers="all noised gradients and query answers of the run")),
+        WRONG,
+    ),
+    "a report on a selection with a trial's epsilon": ("selection", text("report.html", "(1.00, ", "(0.50, "), WRONG),
+    "a learning rate that was no candidate": (
+        "selection",
+        statement(lambda s: s["declared_constants"]["optimizer"].update(learning_rate=0.5)),
+        WRONG,
+    ),
     "tuned weights without their debt": ("model", edited("model/backbone.json", lambda c: c.pop("tuned")), WRONG),
     # the ledger
     "no ledger": ("data", statement(lambda s: s.pop("ledger")), REFUSED),
@@ -277,6 +331,22 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
     "a seed among the settings": (
         "data",
         statement(lambda s: s["declared_constants"]["optimizer"].update(seed=1234)),
+        TAINTED,
+    ),
+    "scores among the candidates": (
+        "selection",
+        statement(lambda s: s["declared_constants"].update(learning_rates=[1e-3, 3e-3, "0.719"])),
+        TAINTED,
+    ),
+    "the number of trials": ("selection", statement(lambda s: s["declared_constants"].update(trials=2)), TAINTED),
+    "a loss for a decay": (
+        "adapters",
+        statement(lambda s: s["declared_constants"]["optimizer"].update(decay="loss 0.719")),
+        TAINTED,
+    ),
+    "losses among the timesteps": (
+        "adapters",
+        statement(lambda s: s["declared_constants"]["optimizer"].update(timesteps=[[0.0, 1.0, 1.0, 0.719]])),
         TAINTED,
     ),
     "a state of the generator": ("data", statement(lambda s: s.update(rng_state="00ff")), TAINTED),
@@ -301,6 +371,12 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
     "a column of distances": ("data", column, TAINTED),
     # weights
     "other frozen weights": ("both", frozen_weight, TAINTED),
+    "a bias that no adapter adds to": ("adapters", tensors(lambda t: t[BIAS].add_(1)), TAINTED),
+    "a smaller choice of adapters stated": (
+        "adapters",
+        statement(lambda s: s["declared_constants"].update(trainable="lora-2:attn1")),
+        TAINTED,
+    ),
     "a buffer that the public model has not": (
         "model",
         tensors(lambda t: t.update(running=torch.ones(3).half())),

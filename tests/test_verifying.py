@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from dpldm.cli import main
-from dpldm.config import RunConfig
+from dpldm.config import OptimizerConfig, RunConfig, SamplingConfig
 from dpldm.errors import UserError
 from dpldm.releasing import release
+from dpldm.scanning.settings import OPTIMIZER, SAMPLING, settings_are_plain
 from dpldm.verifying import verify
 
 Statement = dict[str, Any]
@@ -307,6 +308,70 @@ def test_a_folder_without_statement_is_refused(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "nowhere", Path(os.devnull)):
         with pytest.raises(UserError, match="give the directory that `dpldm release` made"):
             verify(directory)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_are_known_are_those_of_a_config() -> None:
+    assert set(OPTIMIZER) == set(OptimizerConfig.model_fields)
+    assert set(SAMPLING) == set(SamplingConfig.model_fields)
+
+
+OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("optimizer", {"decay": "linear", "average": "uniform", "noise_correction": True, "warm_start_steps": 5}),
+    ("optimizer", {"decay": "cosine", "timesteps": [[0.1, 0.5, 3.0], [0.5, 1.0, 1]], "min_snr": 5.0}),
+    ("sampling", {"keep": 0.5, "label_counts": [3, 4], "sampler": "ddim"}),
+]
+
+
+@pytest.mark.parametrize(("section", "values"), OTHER_SETTINGS)
+def test_settings_of_every_kind_are_accepted(section: str, values: dict[str, Any], released: Path) -> None:
+    edit(released, lambda s: s["declared_constants"][section].update(values))
+    declared = json.loads((released / "privacy.json").read_text())["declared_constants"]
+    assert settings_are_plain(declared)
+    kept = {"optimizer": OptimizerConfig, "sampling": SamplingConfig}[section].model_validate(declared[section])
+    assert kept.model_dump(mode="json") == declared[section], "a config can hold them"
+    assert failed(released) == set()
+
+
+OWN: list[tuple[str, dict[str, Any]]] = [
+    ("optimizer", {"decay": "loss 0.719"}),
+    ("optimizer", {"decay": ["linear"]}),
+    ("optimizer", {"average": "of 41 images"}),
+    ("optimizer", {"average": None}),
+    ("optimizer", {"noise_correction": 0.719}),
+    ("optimizer", {"noise_correction": "no"}),
+    ("optimizer", {"warm_start_steps": "0.719"}),
+    ("optimizer", {"learning_rate": None}),
+    ("optimizer", {"timesteps": [[0.0, 1.0, 1.0, 0.719]]}),
+    ("optimizer", {"timesteps": [[0.0, 1.0, "0.719"]]}),
+    ("optimizer", {"timesteps": "0.719"}),
+    ("optimizer", {"timesteps": [0.719]}),
+    ("optimizer", {"timesteps": {"loss": [0.0, 1.0, 0.719]}}),
+    ("optimizer", {"min_snr": "0.719"}),
+    ("optimizer", {"min_snr": [0.719]}),
+    ("optimizer", {"min_snr": True}),
+    ("optimizer", {"loss": 0.719}),
+    ("sampling", {"keep": "0.719"}),
+    ("sampling", {"keep": None}),
+    ("sampling", {"kept": 0.719}),
+    ("sampling", {"sampler": "loss 0.719"}),
+    ("sampling", {"label_counts": ["0.719"]}),
+]
+
+
+@pytest.mark.parametrize(("section", "values"), OWN)
+def test_nothing_of_ones_own_hides_among_settings(section: str, values: dict[str, Any], released: Path) -> None:
+    edit(released, lambda s: s["declared_constants"][section].update(values))
+    assert failed(released) == {"statement"}
+
+
+@pytest.mark.parametrize("values", [{"learning_rates": [1e-3]}, {"crop": "0.719"}, {"window": ["0.719", 1]}])
+def test_nothing_of_ones_own_hides_beside_them(values: dict[str, Any], released: Path) -> None:
+    """Learning rates are declared by a selection alone."""
+    edit(released, lambda s: s["declared_constants"].update(values))
+    assert failed(released) == {"statement"}
 
 
 # --- questions beside the gradients ---------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def noiseless_gate(config: RunConfig, test: Ingested, steps: int) -> dict[str, f
         run.create()
         backbone = load_backbone(config.backbone)
         latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents)
-        tuner = Tuner(backbone, config)
+        tuner = Tuner(backbone, config, plan)
         with open_ledger(run.ledger, plan.dataset_id, None) as ledger:
             ledger.register(plan)
             for step in algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SeededEntropy(0)):

@@ -38,6 +38,7 @@ class Mutant:
 
 
 P, T = "tests/privacy/test_", "tests/train/test_finetune.py::"
+S = "tests/train/test_selecting.py::"
 MUTANTS = [
     # --- noise
     Mutant("no noise", "privacy.noise:add_gaussian", "standard_deviation * noise", "0 * noise",
@@ -125,9 +126,9 @@ MUTANTS = [
     Mutant("two releases of one draw", "privacy.mechanism:PrivateGradient.release", "self._drawn = False", "pass",
            P + "mechanism.py::test_one_noise_per_draw"),
     # --- accounting
-    Mutant("the reserve not paid for", "privacy.plan:make_plan", "constants.attempts, constants.cap", "constants.steps, constants.cap",
+    Mutant("the reserve not paid for", "privacy.plan:calibrated", "plan.attempts, plan.cap", "plan.steps, plan.cap",
            P + "plan.py::test_noise_is_calibrated_for_all_attempts"),
-    Mutant("one attempt too many", "privacy.ledger:Ledger.charge", "if used >= plan.attempts:", "if used > plan.attempts:",
+    Mutant("one attempt too many", "privacy.ledger:Ledger._charge", "if used >= paid_for:", "if used > paid_for:",
            P + "ledger.py::test_attempts_are_numbered_up_to_steps_and_reserve_and_no_further"),
     Mutant("adjacency mixed up", "privacy.accounting:_relation", "Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE", "Adjacency.REPLACE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE",
            P + "accounting.py::test_known_values"),
@@ -155,7 +156,7 @@ MUTANTS = [
            P + "queries.py::test_a_unit_more_moves_a_sum_by_at_most_1_and_another_by_at_most_replace_one"),
     Mutant("a latent that is not finite spoils the sum", "privacy.queries:class_sums", "rows.known(classes) & torch.isfinite(z).all(2)", "rows.known(classes)",
            P + "queries.py::test_a_sum_is_what_its_definition_says"),
-    Mutant("the reserve of a query never ends", "privacy.ledger:Ledger.charge_query", "used >= question.attempts", "used >= 10 * question.attempts",
+    Mutant("the reserve of a query never ends", "privacy.ledger:Ledger.charge_query", "asked, question.attempts)", "asked, 10 * question.attempts)",
            P + "queries.py::test_a_question_is_asked_as_often_as_is_paid_for_and_then_nothing_is_read"),
     Mutant("queries left out of epsilon", "privacy.plan:PrivacyPlan.epsilon_after", "beside=self.beside", "beside=()",
            P + "plan.py::test_the_noise_pays_for_the_questions_too"),
@@ -167,7 +168,7 @@ MUTANTS = [
            P + "queries.py::test_a_unit_more_moves_a_sum_by_at_most_1_and_another_by_at_most_replace_one"),
     Mutant("the score of a trial is not paid for", "privacy.accounting:epsilon_of_selection", "for release in beside)", "for release in ())",
            P + "selection.py::test_is_the_theorem_written_out"),
-    Mutant("a trial more than the law allows", "privacy.selection:draw_trials", "trials = 1", "trials = 2",
+    Mutant("a trial more than the law allows", "privacy.sampling:draw_trials", "trials = 1", "trials = 2",
            P + "selection.py::test_the_number_of_trials_is_geometric_and_candidates_are_alike"),
     Mutant("an answer is asked for again", "train.asking:ask_all", "is not None:", "is not None and False:",
            "tests/train/test_asking.py::test_a_run_that_goes_on_never_asks_again"),
@@ -218,6 +219,24 @@ MUTANTS = [
            P + "ledger.py::test_another_plan_of_the_same_run_is_paid_for_beside_the_first"),
     Mutant("selection does not account for the trials' reserve", "privacy.selection:SelectionPlan.stated_epsilon", "trial.attempts", "trial.steps",
            P + "selection.py::test_epsilon_counts_the_reserve_of_every_trial"),
+    Mutant("batches are not cut to the plan's largest", "privacy.mechanism:PrivateGradient.draw", "self._entropy, plan.max_batch_size)", "self._entropy)",
+           P + "mechanism.py::test_a_batch_is_cut_to_the_plans_largest"),
+    Mutant("trials are drawn anew when their draw is gone", "train.selecting:_opened", "elif ledger.attempts(plan):", "elif False:",
+           S + "test_a_selection_that_is_not_the_one_that_was_begun_is_refused"),
+    Mutant("the first trial comes before the selection's line", "train.selecting:_opened", "if not ledger.attempts(plan):", "if progress.done and not ledger.attempts(plan):",
+           S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
+    Mutant("the worst trial is kept", "train.selecting:_after_one_more", "score > progress.score", "score < progress.score",
+           S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
+    Mutant("losers are not deleted", "train.selecting:_after_one_more", "if folder.is_dir() and folder.name != kept:", "if False:",
+           S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
+    Mutant("the number of trials stays on disk", "train.selecting:best_of_all", "shutil.rmtree(run.selection, ignore_errors=True)", "pass",
+           S + "test_nothing_that_is_left_or_shown_tells_how_many_trials_there_were"),
+    Mutant("a selection states the epsilon of one trial", "privacy.selection:SelectionPlan.stated_epsilon", "return epsilon_of_selection(*settings, self.mean_trials, trial.beside, adjacency)", "return trial.stated_epsilon(adjacency)",
+           S + "test_a_mean_that_was_lowered_with_its_digest_fails_by_its_epsilon"),
+    Mutant("replacing one costs a selection what adding one does", "privacy.accounting:epsilon_of_selection", "if adjacency is Adjacency.ADD_OR_REMOVE_ONE:", "if True:",
+           P + "selection.py::test_replacing_one_is_removing_one_and_adding_another"),
+    Mutant("an answer is used with another backbone", "train.asking:read_answer", "require_same_backbone(backbone, facts, run)", "pass",
+           "tests/train/test_asking.py::test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused"),
     Mutant("unit losses divided by the mean loss of their pass", "train.finetune:algorithm_1", "mechanism.accumulate(of_units, ", "mechanism.accumulate(of_units / of_units.detach().nanmean().clamp(min=1e-6), ",
            T + "test_one_record_more_changes_no_sum_by_more_than_C"),
     Mutant("resume counts attempts instead of checking the head", "train.finetune:resume", 'if not ledger.contains(Head(*facts["head"])):', 'if ledger.attempts(plan) < facts["updates"]:',

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from dpldm.config import RunConfig
-from dpldm.run import plan_of
+from dpldm.run import paid_plan
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 def collect(run: Path, command: str) -> dict[str, Any]:
     """Everything worth keeping about a run, without paths of the machine."""
     config = RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text()))
-    plan = plan_of(config)
+    plan = paid_plan(config)
     shown = config.model_dump(mode="json")
     for key in ("path", "test_path"):
         shown["data"][key] = Path(shown["data"][key]).name if shown["data"][key] else None
@@ -54,7 +54,7 @@ def collect(run: Path, command: str) -> dict[str, Any]:
         "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
         "date": datetime.date.today().isoformat(),
         "config": shown,
-        "plan": plan.constants() | {"epsilon_stated": plan.epsilon_after(plan.attempts)},
+        "plan": plan.constants() | {"epsilon_stated": plan.stated_epsilon()},
         "evaluation": json.loads((run / "private" / "evaluation.json").read_text()),
         "seconds": timings,
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},

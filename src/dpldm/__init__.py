@@ -33,6 +33,7 @@ _HOMES = {
     "rehearsal": "dpldm.rehearsing",
     "release": "dpldm.releasing",
     "sample": "dpldm.sampling",
+    "select": "dpldm.train.selecting",
     "verify": "dpldm.verifying",
 }
 

@@ -30,6 +30,7 @@ from dpldm.privacy.audit import (
 )
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import plan_of_constants, trial_of
 from dpldm.run import plan_of
 from dpldm.verifying import read_statement
 
@@ -78,7 +79,7 @@ def audit(plan: PrivacyPlan, config: RunConfig | None = None, effort: Effort | N
 
 
 def planned(release: Path | None, config: RunConfig | None) -> PrivacyPlan:
-    """The plan of a release directory or of a run's config.
+    """The plan of a release directory or of a run's config; of a selection, that of each of its trials.
 
     Raises:
         UserError: neither or both are given, or what is given holds no plan.
@@ -88,7 +89,7 @@ def planned(release: Path | None, config: RunConfig | None) -> PrivacyPlan:
     if release is None or config is not None:
         raise UserError("Give either --config with a run's settings, or --release with a release directory.")
     try:
-        return PrivacyPlan.from_constants(read_statement(release)["plan"])
+        return trial_of(plan_of_constants(read_statement(release)["plan"]))
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"The statement in {release} holds no plan that can be audited: run `dpldm verify`.") from error
 
@@ -129,15 +130,19 @@ def _mechanism_ceiling(plan: PrivacyPlan, found: MechanismAudit) -> str:
 
 def _sampler(plan: PrivacyPlan, effort: Effort) -> Part:
     q = plan.sampling_probability
-    found = sampler_audit(trials.batches(plan, SAMPLER_UNITS, effort.sampler_rounds), q)
+    size = (SAMPLER_UNITS, effort.sampler_rounds)
+    cut = trials.cut_batches(plan, *size) if plan.cap is not None else None
+    found = sampler_audit(trials.batches(plan, *size), q, cut)
     worst = min(found.p_values, key=lambda name: found.p_values[name])
+    and_cut = f", and as many cut to {cut.largest:,}" if cut else ""
     shown = (
-        f"{found.rounds:,} batches of {found.units:,} units at q = {q:.5g}; tests of independent coins: "
+        f"{found.rounds:,} batches of {found.units:,} units at q = {q:.5g}{and_cut}; tests of independent coins: "
         f"{len(found.p_values)}, smallest p-value {found.p_values[worst]:.2g} ({worst})",
     )
+    of_cuts = "cuts that favour units or keep neighbours together, " if cut else ""
     ceiling = (
-        f"in 95 of 100 audits a rate that is wrong by {found.rate_noticed:.1%}; batches of a fixed size, neighbouring "
-        "units or successive batches that depend on each other; not a rare dependence, nor how batches are cut"
+        f"in 95 of 100 audits a rate that is wrong by {found.rate_noticed:.1%}; batches of a fixed size, {of_cuts}"
+        "neighbouring units or successive batches that depend on each other; not a rare dependence"
     )
     return Part("sampling", found.violated, shown, ceiling, asdict(found) | {"q": q})
 

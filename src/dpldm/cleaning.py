@@ -1,10 +1,12 @@
 """`clean`: remove the private caches of a run once its release is made.
 
 Latents are a copy of the private images, and can be made again from them. Tuned weights were paid for and cannot be:
-they go only if the release holds them too, or by force. Never removed here: the ledger (what was spent stays spent),
+they go only if the release holds them too, or by force. What is left of a selection goes too: it tells how many trials
+there were. Never removed here: the ledger (what was spent stays spent),
 the release, and the records that the holder may need to answer for the run.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,5 +52,8 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
         if path.exists():
             removed.append((path, path.stat().st_size))
             path.unlink()
+    if run.selection.exists():  # a selection that was given up, or a rest that would tell how many trials there were
+        removed.append((run.selection, sum(path.stat().st_size for path in run.selection.rglob("*"))))
+        shutil.rmtree(run.selection)
     records = sorted(path for path in run.private.rglob("*") if path.is_file() and path != weights)
     return Cleaned(removed, kept + [(path, "a record") for path in records])

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -231,20 +232,66 @@ class PrivacyConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam on noised gradients, in units of C."""
+    """What is minimised, and Adam on noised gradients in units of C. Nothing here costs privacy."""
 
     learning_rate: Positive = 1e-3
     """Step size of Adam."""
     warmup_steps: int = Field(5, ge=0)
     """Steps of linear warm-up."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up: constant, or down to 0 at the last step."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of the second moment."""
+    noise_correction: bool = False
+    """Leave the known variance of the noise out of Adam's second moment (DP-AdamBC)."""
+    warm_start_steps: int = Field(0, ge=0)
+    """Steps of training the embedder on the noised class means before the first update; needs
+    privacy.class_means_noise."""
+    average: Literal["ema", "uniform"] = "ema"
+    """What is sampled and released: a moving average of the weights, or the mean of all updates' weights."""
     ema_decay: float = Field(0.95, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones that are sampled and released."""
+    """Decay of the moving average."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of training an example with the null label, for guidance."""
+    timesteps: tuple[tuple[Share, Share, Positive], ...] = ((0.0, 1.0, 1.0),)
+    """Parts of the noise schedule and how often each is trained on: [[from, to, share], ...], where 0 is the clean end
+    and 1 pure noise."""
+    min_snr: Positive | None = None
+    """gamma of min-SNR weighting (Hang et al. 2023), 5 in the paper. Clipping undoes a weight of a whole example, so it
+    matters for draws_per_example above 1. Blank: all timesteps weigh the same."""
+
+    @field_validator("timesteps")
+    @classmethod
+    def _parts_are_not_empty(cls, parts: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+        if not parts or any(not start < end for start, end, _ in parts):
+            raise ValueError("each part is [from, to, share] with from below to")
+        return parts
+
+
+class SelectionConfig(Section):
+    """Several learning rates tried on the private images, the best kept, within one budget (docs/privacy.md).
+
+    What public images can tell (`dpldm rehearse`) costs nothing; this is for what they cannot.
+    """
+
+    learning_rates: tuple[Positive, ...] = ()
+    """Candidates for optimizer.learning_rate. Each trial tunes anew with one of them, drawn at random. Empty: no
+    selection, and optimizer.learning_rate is used."""
+    mean_trials: float = Field(5.0, ge=1, le=1000)
+    """Mean of the number of trials, which is drawn at random and stays secret: time grows with it, and noise a
+    little."""
+    score_noise: float = 20.0
+    """Standard deviation of the noise on each trial's score, a sum over all units of values between 0 and 1. Part of
+    epsilon."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _there_is_a_choice(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(rates) == 1 or len(set(rates)) < len(rates):
+            raise ValueError("give at least two learning rates, each once, or none")
+        return rates
 
 
 class SamplingConfig(Section):
@@ -260,6 +307,9 @@ class SamplingConfig(Section):
     """Stochasticity of DDIM: 0 deterministic, 1 ancestral."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance: 1 is none, above 1 sharpens classes at twice the work."""
+    keep: float = Field(1.0, gt=0, le=1)
+    """Share of the drawn images that is kept: those whose class is plainest to a classifier trained on the others.
+    More are drawn, so that `count` are left. 1 keeps all."""
     label_counts: tuple[int, ...] | None = None
     """Images per class, in the order of data.labels, instead of equal shares, or of the shares of
     privacy.histogram_noise. Must not come from the data."""
@@ -305,11 +355,13 @@ class RunConfig(Section):
     """A bundled backbone or a directory made by `dpldm pretrain`."""
     trainable: str = "attention"
     """What is tuned: attention, attention-from-N, attention-in, -mid or -out, attn1, attn2, resblocks, norms, condition
-    (nothing but the embedder), all, or a regular expression. See tune_embedder."""
+    (nothing but the embedder), all, a regular expression; or lora-R, adapters of rank R to all matrices of attention,
+    and lora-R:CHOICE, to those of another choice. See tune_embedder."""
     tune_embedder: bool = True
     """Tune the conditioning embedder as well, as the paper does: classes are told apart by it alone."""
     privacy: PrivacyConfig
     optimizer: OptimizerConfig = OptimizerConfig()
+    selection: SelectionConfig = SelectionConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -327,6 +379,21 @@ class RunConfig(Section):
             raise ValueError(
                 "privacy.histogram_noise and privacy.class_means_noise need the classes that data.labels declares"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_warm_start_has_means(self) -> Self:
+        if self.optimizer.warm_start_steps and not (self.privacy.class_means_noise and self.tune_embedder):
+            raise ValueError(
+                "optimizer.warm_start_steps trains the embedder on noised class means: set privacy.class_means_noise "
+                "and leave tune_embedder on, or leave warm_start_steps out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_classes_can_be_plain(self) -> Self:
+        if self.sampling.keep < 1 and not self.data.labels:
+            raise ValueError("sampling.keep chooses by class: declare data.labels, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 import math
 import time
+from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -18,8 +20,12 @@ from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.run import latent_entries, plan_of
-from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws
+from dpldm.privacy.selection import SelectionPlan, trial_of
+from dpldm.run import latent_entries, paid_plan, plan_of
+from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws, timestep_law
+
+IMAGES_OF_A_PERSON = (2, 5, 10)
+"""For so many images of one person `plan` shows what epsilon for one image is worth."""
 
 HARD_TO_LEARN = 3.0
 """Noise-to-signal (`Forecast.noise_to_signal`) above which `plan` warns: a guess, not yet measured on proxies."""
@@ -33,16 +39,19 @@ of the bundled letters, encoded by grey32, have means 0.29 root d apart on avera
 class Forecast:
     """Everything `plan` shows. Functions of the config and the public backbone."""
 
-    plan: PrivacyPlan
-    epsilon_curve: list[tuple[int, float]]  # (attempts, epsilon)
+    plan: PrivacyPlan  # of a selection, that of each trial
+    selection: SelectionPlan | None
+    epsilon_curve: list[tuple[int, float]]  # (attempts, epsilon); of a trial alone for a selection
     epsilon: float
     epsilon_replace_one: float
+    epsilon_of_person: list[tuple[int, float]]
+    """(images, epsilon for all of them together) where the unit is one image and no selection is made."""
     epsilon_of_queries: float  # what the plan's questions alone would cost; part of epsilon
     trainable_parameters: int
     total_parameters: int
     noise_to_signal: float
     """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have."""
-    seconds: float | None  # fine-tuning, on this machine; None if not timed
+    seconds: float | None  # fine-tuning, on this machine, on average over the number of trials; None if not timed
     memory_bytes: int  # weights, gradients, Adam, average and one physical pass, roughly
     warnings: list[str]
 
@@ -67,13 +76,13 @@ def choices(config: RunConfig) -> list[Choice]:
     check_fit(config, backbone)
     network = backbone.denoiser
     adapt_to_labels(network, len(config.data.labels))
-    later = [
-        f"attention-from-{number}" for number in range(2, len(attention_modules(dict(network.named_parameters()))) + 1)
-    ]
-    names = [name for name in (*PRESETS, *later) if config.tune_embedder or name != "condition"]
+    modules = attention_modules(name for name, _ in network.named_parameters())
+    later = [f"attention-from-{number}" for number in range(2, len(modules) + 1)]
+    adapters = ["lora-8"] if find_spec("peft") else []
+    names = [name for name in (*PRESETS, *later, *adapters) if config.tune_embedder or name != "condition"]
     total, found = sum(p.numel() for p in network.parameters()), []
     for name in names:
-        chosen = choose_trainable(network, name, embedder=config.tune_embedder)
+        chosen = choose_trainable(deepcopy(network), name, embedder=config.tune_embedder)
         tuned = sum(p.numel() for p in chosen.values())
         found.append(Choice(name, tuned, tuned / total, _noise_to_signal(constants, tuned)))
     return found
@@ -88,20 +97,23 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     Raises:
         UserError: a constant is missing or out of range, or the backbone does not fit.
     """
-    constants = plan_of(config)
+    paid = paid_plan(config)
+    constants, selection = trial_of(paid), paid if isinstance(paid, SelectionPlan) else None
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
-    tuner = Tuner(backbone, config)
+    tuner = Tuner(backbone, config, constants)
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio = _noise_to_signal(constants, tuned)
     per_example, activations = _measure(config, constants, backbone, tuner) if timed else (None, 0)
-    examples = constants.steps * constants.expected_batch_size
+    examples = constants.steps * constants.expected_batch_size * (selection.mean_trials if selection else 1)
     return Forecast(
         plan=constants,
+        selection=selection,
         epsilon_curve=constants.epsilon_curve(8),
-        epsilon=constants.epsilon_after(constants.attempts),
-        epsilon_replace_one=constants.epsilon_after(constants.attempts, Adjacency.REPLACE_ONE),
+        epsilon=paid.stated_epsilon(),
+        epsilon_replace_one=paid.stated_epsilon(Adjacency.REPLACE_ONE),
+        epsilon_of_person=_of_person(constants) if selection is None else [],
         epsilon_of_queries=constants.epsilon_after(0),
         trainable_parameters=tuned,
         total_parameters=total,
@@ -110,6 +122,13 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         memory_bytes=4 * (total + 6 * tuned) + activations,
         warnings=_warnings(config, constants, ratio),
     )
+
+
+def _of_person(constants: PrivacyPlan) -> list[tuple[int, float]]:
+    if constants.unit != "image":
+        return []
+    found = ((images, constants.epsilon_of_several(images)) for images in IMAGES_OF_A_PERSON)
+    return [(images, value) for images, value in found if value is not None]
 
 
 def _noise_to_signal(constants: PrivacyPlan, tuned: int) -> float:
@@ -136,7 +155,7 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
     with ClippedSum(tuner.network, tuner.trainable, *clipping) as clipped:
 
         def step() -> None:
-            timesteps = int(backbone.scheduler.config.num_train_timesteps)
+            timesteps = timestep_law(backbone.scheduler, config.optimizer)
             draws = fresh_draws(size, constants.draws_per_example, torch.Size(shape[1:]), timesteps, 0.1, entropy)
             clipped.accumulate(example_losses(tuner.network, backbone.scheduler, stand_in, rows, draws))
             clipped.take()  # waits for the device

@@ -20,12 +20,13 @@ from dpldm.data.export import export_images, export_npz
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.selection import trial_of
 from dpldm.report.card import release_card, synthetic_card
 from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
 from dpldm.train.checkpoint import replace_file
-from dpldm.tuned import finished_plan, ledger_entries, tuned_network
+from dpldm.tuned import Finished, finished, ledger_entries, tuned_network
 
 What = Literal["data", "model", "both"]
 
@@ -89,39 +90,42 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: the run is not finished, or was trained with other settings than `config`.
     """
-    plan, updates = finished_plan(config)
-    entries = ledger_entries(config)
-    constants = plan.constants()
+    end, entries = finished(config), ledger_entries(config)
+    plan, trial, constants = end.plan, trial_of(end.plan), end.plan.constants()
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {
-            "epsilon": plan.epsilon_after(plan.attempts),
-            "epsilon_replace_one": plan.epsilon_after(plan.attempts, Adjacency.REPLACE_ONE),
+            "epsilon": plan.stated_epsilon(),
+            "epsilon_replace_one": plan.stated_epsilon(Adjacency.REPLACE_ONE),
             "delta": plan.delta,
             "adjacency": Adjacency.ADD_OR_REMOVE_ONE.value,
-            "unit": plan.unit,
+            "unit": trial.unit,
             "covers": covers(constants),
             "public_benchmark": plan.public_benchmark,
         },
         "plan": constants,
         "plan_digest": plan.digest(),
-        "updates": updates,
+        "updates": end.updates,
         "ledger": {
             "dataset_id": plan.dataset_id,
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
             "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
         },
         "mechanism": mechanism(constants),
-        "declared_constants": _declared(config),
+        "declared_constants": _declared(config, end),
         "backbone": _backbone_facts(config),
         "software": _versions(),
     }
 
 
-def _declared(config: RunConfig) -> Mapping[str, Any]:
-    """What was declared public, and is therefore not protected. Paths are left out."""
-    data = config.data
-    return {
+def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
+    """What was declared public, and is therefore not protected; and which candidate a selection kept, which is an
+    output of it. Paths are left out."""
+    data, optimizer, selection = config.data, config.optimizer.model_dump(mode="json"), dict[str, Any]()
+    if end.candidate is not None:
+        optimizer["learning_rate"] = config.selection.learning_rates[end.candidate]
+        selection["learning_rates"] = list(config.selection.learning_rates)
+    return selection | {
         "records": config.privacy.records,
         "labels": list(data.labels),
         "image_size": data.image_size,
@@ -130,7 +134,7 @@ def _declared(config: RunConfig) -> Mapping[str, Any]:
         "window": list(data.window) if data.window else None,
         "trainable": config.trainable,
         "tune_embedder": config.tune_embedder,
-        "optimizer": config.optimizer.model_dump(mode="json"),
+        "optimizer": optimizer,
         "sampling": config.sampling.model_dump(mode="json"),
     }
 

@@ -21,6 +21,7 @@ from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.page import page
 from dpldm.report.samples import load_samples
+from dpldm.report.wording import trial_constants
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
 from dpldm.verdict import Verdict, verdict
@@ -128,7 +129,7 @@ def _state(release: Path, statement: Mapping[str, Any]) -> None:
 def _recorded(run: Run, statement: Mapping[str, Any]) -> Recorded:
     """What lies in the run's folder. Nothing is required to be there, and an audit of another plan is not shown."""
     audit = _json(run.directory / "audit.json")
-    of_this_plan = audit is not None and audit.get("plan") == statement["plan"]
+    of_this_plan = audit is not None and audit.get("plan") == trial_constants(statement["plan"])
     timings = run.private / "timings.jsonl"
     lines = timings.read_text(encoding="utf-8").splitlines() if timings.is_file() else []
     try:

@@ -22,8 +22,9 @@ from platformdirs import user_data_path
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import WEIGHTS, locate_backbone
-from dpldm.privacy.plan import PrivacyPlan, make_plan
-from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
+from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
+from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, Question
+from dpldm.privacy.selection import Plan, make_selection, trial_of
 from dpldm.train.checkpoint import replace_file
 
 
@@ -54,9 +55,19 @@ class Run:
         return self.private / "answers"
 
     @property
+    def selection(self) -> Path:
+        """Folder of a selection under way: how many trials there are, the best so far, and the current one."""
+        return self.private / "selection"
+
+    @property
+    def trials(self) -> Path:
+        """The drawn trials of a selection, and how far it is."""
+        return self.selection / "trials.json"
+
+    @property
     def started(self) -> bool:
-        """Whether something was released on these settings and these images: an answer, or an update."""
-        return self.checkpoint.exists() or any(self.answers.glob("*.safetensors"))
+        """Whether settings and images are bound: by an answer, an update, or a selection's draw."""
+        return self.checkpoint.exists() or self.trials.exists() or any(self.answers.glob("*.safetensors"))
 
     @property
     def latents(self) -> Path:
@@ -150,38 +161,40 @@ class Run:
 def settings_of_training(config: RunConfig) -> dict[str, Any]:
     """The sections that trained weights depend on; test images and the ledger's place are not among them."""
     settings: dict[str, Any] = config.model_dump(
-        include={"data", "backbone", "trainable", "tune_embedder", "privacy", "optimizer"}
+        include={"data", "backbone", "trainable", "tune_embedder", "privacy", "optimizer", "selection"}
     )
     del settings["data"]["test_path"], settings["privacy"]["ledger"], settings["privacy"]["cap"]
     return settings
 
 
 def require_same_backbone(digest: str, checkpoint: Mapping[str, Any], run: Run) -> None:
-    """Refuse to put tuned weights into another backbone than the one they were tuned in.
+    """Refuse to use tuned weights, or answers about latents, with another backbone than the one they belong to.
 
     Args:
         digest: `Backbone.digest` of the backbone at hand.
-        checkpoint: facts of the run's checkpoint.
+        checkpoint: facts of the run's checkpoint, or of an answer.
 
     Raises:
         UserError: the backbone was made again or replaced since.
     """
-    if checkpoint["backbone"] != digest:
+    if checkpoint.get("backbone") != digest:
         raise UserError(
-            f"The weights of backbone {run.config.backbone!r} are not those that the run {run.config.name!r} was tuned "
-            "from: put the earlier backbone back, or give this run a new name."
+            f"The weights of backbone {run.config.backbone!r} are not those that the run {run.config.name!r} was "
+            "started with: put the earlier backbone back, or give this run a new name."
         )
 
 
 def disk_space(config: RunConfig) -> int:
-    """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints.
+    """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints (three in a
+    selection, which keeps its best trial's until another one is better).
 
     A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam); a
     backbone stores it once in float16. The old one stays until the new one is complete.
     """
     latent = 2 * 4 * latent_entries(config)  # mean and log-variance, float32
     checkpoint = 4 * 2 * (locate_backbone(config.backbone) / WEIGHTS[1]).stat().st_size
-    return int((config.privacy.records or 0) * latent + 2 * checkpoint)
+    checkpoints = 3 if config.selection.learning_rates else 2
+    return int((config.privacy.records or 0) * latent + checkpoints * checkpoint)
 
 
 def latent_entries(config: RunConfig) -> int:
@@ -198,7 +211,7 @@ def default_batch(records: int) -> int:
 
 
 def questions_of(config: RunConfig) -> tuple[Question, ...]:
-    """What the config asks beside the gradients.
+    """What the config asks beside the gradients: before the first attempt, and a selection's trial after its last.
 
     Raises:
         ValueError: a constant is out of range.
@@ -210,11 +223,22 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
         # Public latents have deviation 1 in every channel, so this is about their norm.
         clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))
         questions.append(ClassMeans(noise_multiplier=privacy.class_means_noise, clip_norm=clip_norm))
+    if config.selection.learning_rates:
+        questions.append(CandidateScores(noise_multiplier=config.selection.score_noise, candidates=1))
     return tuple(questions)
 
 
 def plan_of(config: RunConfig) -> PrivacyPlan:
-    """The calibrated plan of a run; reads no image.
+    """The constants of one run of Algorithm 1; reads no image. For a selection, those of each trial.
+
+    Raises:
+        UserError: a constant is missing or out of range.
+    """
+    return trial_of(paid_plan(config))
+
+
+def paid_plan(config: RunConfig) -> Plan:
+    """What the ledger reserves and a release states, calibrated; reads no image.
 
     Raises:
         UserError: a constant is missing or out of range.
@@ -225,20 +249,20 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
             "privacy.records is blank: declare the number of images, rounded DOWN to a figure that may be public "
             "(the exact count is private)."
         )
+    batch, reserve = privacy.expected_batch_size, privacy.reserve_steps
     try:
-        return make_plan(
+        constants = PrivacyPlan(
             dataset_id=privacy.dataset_id,
             run=config.name,
             epsilon=privacy.epsilon,
             delta=privacy.delta,
             records=privacy.records,
-            expected_batch_size=default_batch(privacy.records)
-            if privacy.expected_batch_size is None
-            else privacy.expected_batch_size,
+            expected_batch_size=default_batch(privacy.records) if batch is None else batch,
             steps=privacy.steps,
-            reserve_steps=privacy.reserve_steps,
+            reserve_steps=default_reserve(privacy.steps) if reserve is None else reserve,
             max_grad_norm=privacy.max_grad_norm,
             draws_per_example=privacy.draws_per_example,
+            noise_multiplier=0.0,  # until it is calibrated
             max_batch_size=privacy.max_batch_size,
             most_records=privacy.most_records,
             clipping=privacy.clipping,
@@ -247,6 +271,10 @@ def plan_of(config: RunConfig) -> PrivacyPlan:
             images_per_unit=privacy.max_images_per_group,
             public_benchmark=privacy.public_benchmark,
             queries=questions_of(config),
+        )
+        candidates = len(config.selection.learning_rates)
+        return (
+            make_selection(constants, config.selection.mean_trials, candidates) if candidates else calibrated(constants)
         )
     except ValueError as error:
         raise UserError(str(error)) from None

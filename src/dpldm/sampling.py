@@ -6,6 +6,7 @@ The network that is sampled is exactly the one that was trained: the averaged we
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from dpldm.config import RunConfig, SamplingConfig
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
+from dpldm.filtering import most_consistent
 from dpldm.models.autoencoder import decode, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
 from dpldm.models.denoiser import class_count, condition
@@ -27,7 +29,7 @@ from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
 from dpldm.train.public_data import step_generator
-from dpldm.tuned import finished_plan, noised_histogram, tuned_network
+from dpldm.tuned import finished, noised_histogram, tuned_network
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class SyntheticSet:
 
 
 def sample(config: RunConfig) -> Iterator[SampleStep]:
-    """Draw `sampling.count` images into the run's `synthetic/` folder, batch by batch. The same call resumes.
+    """Draw images into the run's `synthetic/` folder, batch by batch, and choose which to keep. The same call resumes.
 
     Raises:
         UserError: the run has not been fine-tuned to its end.
@@ -66,8 +68,12 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
         part = labels[start : start + settings.batch_size]
         if not path.exists():
             images = draw(part, step_generator(settings.seed, number))
-            _write_npz(path, images, part.numpy())
+            _write_npz(path, x=images, y=part.numpy())
         yield SampleStep(start + len(part), len(labels))
+    if settings.keep < 1 and not _kept(run, key).exists():
+        drawn = _drawn(run, key)
+        counts = np.array(kept_counts(settings, len(config.data.labels)))
+        _write_npz(_kept(run, key), rows=most_consistent(drawn.images, drawn.labels, counts, settings.seed))
 
 
 def load_synthetic(config: RunConfig) -> SyntheticSet:
@@ -76,17 +82,29 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
     Raises:
         UserError: some are missing, or the run was trained with other settings.
     """
-    finished_plan(config)
+    finished(config)
     run, settings = Run(config), settings_of_sampling(config)
-    paths = sorted(run.synthetic.glob(f"batch-*-{_settings_key(run, settings)}.npz"))
-    parts = []
-    for path in paths:
-        with np.load(path, allow_pickle=False) as arrays:
-            parts.append((arrays["x"], arrays["y"]))
-    expected = len(planned_labels(settings, len(config.data.labels)))
-    if sum(len(y) for _, y in parts) != expected:
+    key = _settings_key(run, settings)
+    drawn = _drawn(run, key)
+    complete = len(drawn.labels) == len(planned_labels(settings, len(config.data.labels)))
+    if not complete or (settings.keep < 1 and not _kept(run, key).exists()):
         raise UserError(f"The run {config.name!r} has not been sampled to its end: run `dpldm sample` first.")
-    return SyntheticSet(np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts]))
+    if settings.keep == 1:
+        return drawn
+    with np.load(_kept(run, key), allow_pickle=False) as arrays:
+        rows = arrays["rows"]
+    return SyntheticSet(drawn.images[rows], drawn.labels[rows])
+
+
+def _drawn(run: Run, key: str) -> SyntheticSet:
+    """All images drawn so far, kept or not."""
+    images, labels = [np.empty((0, 0, 0, 0), np.uint8)], [np.empty(0, np.int64)]
+    for path in sorted(run.synthetic.glob(f"batch-*-{key}.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            images.append(arrays["x"])
+            labels.append(arrays["y"])
+    found = images[1:] or images
+    return SyntheticSet(np.concatenate(found), np.concatenate(labels))
 
 
 def settings_of_sampling(config: RunConfig) -> SamplingConfig:
@@ -101,13 +119,21 @@ def settings_of_sampling(config: RunConfig) -> SamplingConfig:
     return settings.model_copy(update={"label_counts": counts_by_share(class_shares(noised), settings.count)})
 
 
+def kept_counts(settings: SamplingConfig, classes: int) -> list[int]:
+    """How many images of each class there will be, (K,): the user's counts, or equal shares. Uses no exact count."""
+    if settings.label_counts is not None:
+        return list(settings.label_counts)
+    return torch.bincount(torch.arange(settings.count) % classes, minlength=classes).tolist()
+
+
 def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
-    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional. Uses no exact count."""
+    """The label of every image to draw, (N,), classes interleaved; -1 when unconditional."""
     if classes == 0:
         return torch.full((settings.count,), -1)
-    if settings.label_counts is None:
+    if settings.label_counts is None and settings.keep == 1:
         return torch.arange(settings.count) % classes
-    labels = torch.repeat_interleave(torch.arange(classes), torch.tensor(settings.label_counts))
+    drawn = [math.ceil(count / settings.keep) for count in kept_counts(settings, classes)]
+    labels = torch.repeat_interleave(torch.arange(classes), torch.tensor(drawn))
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed))]
 
 
@@ -164,7 +190,12 @@ def _settings_key(run: Run, settings: SamplingConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _write_npz(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+def _kept(run: Run, key: str) -> Path:
+    """Which of the drawn images to keep."""
+    return run.synthetic / f"kept-{key}.npz"
+
+
+def _write_npz(path: Path, **arrays: Any) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, x=images, y=labels)
+    np.savez_compressed(buffer, **arrays)
     replace_file(path, buffer.getvalue(), mode=0o644)

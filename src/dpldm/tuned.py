@@ -4,6 +4,7 @@ Weights are handed out only together with the plan they were trained under, so t
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +15,27 @@ from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, read_card, weights_digest
 from dpldm.models.denoiser import adapt_to_labels
+from dpldm.models.lora import merge_adapters
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
-from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import ClassHistogram
-from dpldm.run import Run, plan_of, require_same_backbone
+from dpldm.privacy.selection import Plan, trial_of
+from dpldm.run import Run, paid_plan, require_same_backbone
 from dpldm.train.asking import read_answer
 from dpldm.train.checkpoint import load_checkpoint
 
 
-def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
-    """The plan that the run's model was trained under, and the number of its updates.
+@dataclass(frozen=True)
+class Finished:
+    """What a finished run rests on."""
+
+    plan: Plan
+    updates: int
+    backbone: str  # digest
+    candidate: int | None  # which learning rate a selection kept
+
+
+def finished(config: RunConfig) -> Finished:
+    """The plan that the run's model was trained under, and how its training ended.
 
     Raises:
         UserError: the run has no model, has not come to its end, or was trained with other settings than `config` or
@@ -33,39 +45,40 @@ def finished_plan(config: RunConfig) -> tuple[PrivacyPlan, int]:
     if not run.checkpoint.exists():
         raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
     run.require_same_training()
-    plan = plan_of(config)
+    plan = paid_plan(config)
     _, facts = load_checkpoint(run.checkpoint, paid_for=True)
     if facts["plan"] != plan.digest():
         raise UserError(
             f"The run {config.name!r} was trained under another privacy plan than this config's: restore the settings "
             "it was trained with."
         )
-    require_same_backbone(weights_digest(read_card(config.backbone)["sha256"]), facts, run)
+    backbone = weights_digest(read_card(config.backbone)["sha256"])
+    require_same_backbone(backbone, facts, run)
     ledger = Ledger(run.ledger, ledger_entries(config))
     if not ledger.contains(Head(*facts["head"])):
         raise UserError(f"The ledger {run.ledger.name} is not the one that this run wrote: restore it from a copy.")
-    if facts["updates"] < plan.steps and ledger.attempts(plan) < plan.attempts:
+    if facts["updates"] < trial_of(plan).steps and ledger.attempts(plan) < plan.attempts:
         raise UserError(f"The run {config.name!r} has not come to its end: run `dpldm finetune` again, it continues.")
-    return plan, int(facts["updates"])
+    return Finished(plan, int(facts["updates"]), backbone, facts.get("candidate"))
 
 
 def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel:
     """The denoiser that was trained: averaged weights where it was tuned, public ones everywhere else.
 
     Raises:
-        UserError: see `finished_plan`.
+        UserError: see `finished`.
     """
-    finished_plan(config)
+    finished(config)
     groups, _ = load_checkpoint(Run(config).checkpoint, paid_for=True)
     return with_weights(backbone.denoiser, len(config.data.labels), groups["average"])
 
 
 @torch.no_grad()
 def with_weights(network: UNet2DConditionModel, classes: int, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """A public denoiser, adapted to `classes` labels, with some of its parameters replaced; in place."""
+    """A public denoiser, adapted to `classes` labels, with its tuned parameters in place and adapters merged."""
     adapt_to_labels(network, classes)
     parameters = dict(network.named_parameters())
-    for name, tensor in weights.items():
+    for name, tensor in merge_adapters(weights, parameters).items():
         parameters[name].copy_(tensor)
     return network.eval().requires_grad_(False)
 
@@ -74,13 +87,13 @@ def noised_histogram(config: RunConfig) -> Tensor | None:
     """The answer to the run's class histogram, (K,); None if the plan does not ask for it.
 
     Raises:
-        UserError: see `finished_plan`; or the answer is gone, or not this plan's.
+        UserError: see `finished`; or the answer is gone, or not this plan's.
     """
-    plan, _ = finished_plan(config)
+    end = finished(config)
     run, ledger = Run(config), Ledger(Run(config).ledger, ledger_entries(config))
-    for question in plan.queries:
+    for question in trial_of(end.plan).queries:
         if isinstance(question, ClassHistogram):
-            answer = read_answer(run, plan, question, ledger)
+            answer = read_answer(run, end.plan, question, ledger, end.backbone)
             if answer is None:
                 raise UserError(f"The run {config.name!r} lacks its histogram: restore {run.answers} from a copy.")
             return answer

@@ -13,9 +13,10 @@ from typing import Any
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
-from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
 from dpldm.report.wording import covers, guarantee_sentence, mechanism
 from dpldm.scanning.release import WEIGHTS, content_checks
+from dpldm.scanning.settings import settings_are_plain
 from dpldm.scanning.texts import parsed
 from dpldm.verdict import Check
 
@@ -35,9 +36,6 @@ INSIDE = {
     "software": {"dpldm", "torch", "diffusers", "dp-accounting"},
 }
 """What these sections hold."""
-OPTIMIZER = {"learning_rate", "warmup_steps", "adam_beta1", "adam_beta2", "ema_decay", "label_dropout"}
-SAMPLING = {"count", "sampler", "steps", "eta", "guidance", "label_counts", "seed", "batch_size"}
-"""Settings that are declared; an older release may lack one."""
 HEX = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[\w.+-]{1,40}")
 ALLOWED_FILES = re.compile(
@@ -69,20 +67,21 @@ def verify(directory: Path, backbone: Path | None = None) -> list[Check]:
 
 def _checks(directory: Path, statement: dict[str, Any], backbone: Path | None) -> list[Check]:
     try:
-        plan = PrivacyPlan.from_constants(statement["plan"])
+        plan = plan_of_constants(statement["plan"])
     except ValueError as error:
         return [Check("plan", False, str(error))]
-    claimed = statement["guarantee"]
+    claimed, trial = statement["guarantee"], trial_of(plan)
     words = claimed["covers"] == covers(statement["plan"]) and statement["mechanism"] == mechanism(statement["plan"])
+    closed = "the sections of format dpldm-privacy-1, and no other"
     return [
-        Check("statement", _is_closed(statement), "the sections of format dpldm-privacy-1, and no other", taints=True),
+        Check("statement", _is_closed(statement, plan), closed, taints=True),
         Check("plan digest", plan.digest() == statement["plan_digest"], "plan and digest belong together"),
         _epsilon("epsilon", claimed["epsilon"], plan, Adjacency.ADD_OR_REMOVE_ONE),
         _epsilon("epsilon, replace one", claimed["epsilon_replace_one"], plan, Adjacency.REPLACE_ONE),
-        Check("delta", claimed["delta"] == plan.delta < 1 / plan.records, f"{plan.delta:g} < 1/records"),
-        Check("updates", 0 <= statement["updates"] <= plan.steps, f"{statement['updates']} of {plan.steps}"),
+        Check("delta", claimed["delta"] == plan.delta < 1 / trial.records, f"{plan.delta:g} < 1/records"),
+        Check("updates", 0 <= statement["updates"] <= trial.steps, f"{statement['updates']} of {trial.steps}"),
         Check("ledger", _fits(statement, plan), "its head lies beyond as many attempts as there were updates"),
-        Check("unit and adjacency", _same_unit(claimed, plan), f"one {plan.unit}, added or removed"),
+        Check("unit and adjacency", _same_unit(claimed, plan), f"one {trial.unit}, added or removed"),
         Check("what it covers", words, "mechanism and coverage are those of the plan"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"]),
@@ -110,36 +109,22 @@ def read_statement(directory: Path) -> dict[str, Any]:
     return statement
 
 
-def _epsilon(name: str, claimed: float, plan: PrivacyPlan, adjacency: Adjacency) -> Check:
-    recomputed = plan.epsilon_after(plan.attempts, adjacency)
+def _epsilon(name: str, claimed: float, plan: Plan, adjacency: Adjacency) -> Check:
+    recomputed = plan.stated_epsilon(adjacency)
     return Check(name, claimed >= recomputed * (1 - 1e-6), f"claimed {claimed:.4f}, recomputed {recomputed:.4f}")
 
 
-def _same_unit(claimed: dict[str, Any], plan: PrivacyPlan) -> bool:
+def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
     """The plan's unit, which is one that this format knows, and the one adjacency."""
-    return bool(claimed["unit"] == plan.unit and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
+    return bool(claimed["unit"] == trial_of(plan).unit and claimed["adjacency"] == Adjacency.ADD_OR_REMOVE_ONE.value)
 
 
-def _is_closed(statement: dict[str, Any]) -> bool:
+def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
     """Nothing missing, and neither a section nor a value of one's own to show a loss, a seed or a count in."""
-    sections = set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in INSIDE.items())
-    return sections and _settings_are_plain(statement["declared_constants"]) and _identities_are_plain(statement)
-
-
-def _settings_are_plain(declared: dict[str, Any]) -> bool:
-    """Numbers, and the few words that there are to choose from."""
-    optimizer, sampling = declared["optimizer"], declared["sampling"]
-    counts = sampling.get("label_counts") or []
-    numbers = [*optimizer.values(), *(v for k, v in sampling.items() if k not in ("sampler", "label_counts")), *counts]
-    return bool(
-        set(optimizer) <= OPTIMIZER
-        and set(sampling) <= SAMPLING
-        and sampling["sampler"] in ("ddim", "dpmsolver++")
-        and declared["crop"] in ("center", "none")
-        and all(type(number) in (int, float) for number in [*numbers, *(declared["window"] or [])])
-        and all(type(label) is str for label in declared["labels"])
-        and type(declared["tune_embedder"]) is bool
-    )
+    candidates = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
+    inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | candidates}
+    sections = set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
+    return sections and settings_are_plain(statement["declared_constants"]) and _identities_are_plain(statement)
 
 
 def _identities_are_plain(statement: dict[str, Any]) -> bool:
@@ -155,11 +140,17 @@ def _identities_are_plain(statement: dict[str, Any]) -> bool:
     )
 
 
-def _fits(statement: dict[str, Any], plan: PrivacyPlan) -> bool:
-    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query."""
-    ledger, declared = statement["ledger"], statement["declared_constants"]
-    long_enough = ledger["head"]["seq"] >= 1 + len(plan.queries) + statement["updates"]
-    return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == plan.records)
+def _fits(statement: dict[str, Any], plan: Plan) -> bool:
+    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query; a selection
+    has one line whatever its trials did, and keeps one of its candidates."""
+    ledger, declared, trial = statement["ledger"], statement["declared_constants"], trial_of(plan)
+    lines = len(trial.queries) + statement["updates"]
+    if isinstance(plan, SelectionPlan):
+        lines, rates = 1, declared["learning_rates"]
+        if len(rates) != plan.candidates or declared["optimizer"]["learning_rate"] not in rates:
+            return False
+    long_enough = ledger["head"]["seq"] >= 1 + lines
+    return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == trial.records)
 
 
 def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:

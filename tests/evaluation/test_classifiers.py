@@ -211,3 +211,15 @@ def test_an_unknown_kind_and_no_epoch_are_refused() -> None:
         build_network("forest", (8, 8, 1), 2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="one epoch"):
         _train("mlp", epochs=0)
+
+
+def test_probabilities_agree_with_predictions_and_add_up_to_one() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), rng.integers(0, 3, 60)
+    trained = train_classifier(
+        "cnn", images, labels, classes=3, epochs=1, seed=0, validation=(images[:10], labels[:10])
+    )
+    probabilities = trained.probabilities(images)
+    assert probabilities.shape == (60, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert probabilities.argmax(1).tolist() == trained.predict(images).tolist()

@@ -73,6 +73,27 @@ def test_losses_are_the_definition_row_by_row(kind: str) -> None:
     np.testing.assert_allclose(losses.detach(), by_hand(network, kind, z, context, times, noise), rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_the_error_of_the_clean_latent(kind: str) -> None:
+    """Whatever is predicted, the weighted loss is min(SNR, gamma) times the error of the latent that it implies."""
+    network, generator, gamma = small(), torch.Generator().manual_seed(1), 5.0
+    z, noise = (torch.randn(6, 2, 4, 4, generator=generator) for _ in range(2))
+    times = torch.tensor([1, 50, 250, 500, 800, 999])
+    context, scheduler = condition(torch.arange(6) % 6, 5), build_scheduler(kind)
+    losses = denoising_losses(network, scheduler, z, context, times, noise, min_snr=gamma)
+    kept = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+    noisy = kept.sqrt() * z + (1 - kept).sqrt() * noise
+    with torch.no_grad():
+        out = network(noisy, times, encoder_hidden_states=context).sample
+    of_noise, of_velocity = (
+        (noisy - (1 - kept).sqrt() * out) / kept.sqrt(),
+        kept.sqrt() * noisy - (1 - kept).sqrt() * out,
+    )
+    clean = of_noise if kind == "epsilon" else of_velocity
+    ratio = (kept / (1 - kept)).flatten().clamp(max=gamma)
+    torch.testing.assert_close(losses.detach(), ratio * (clean - z).square().flatten(1).mean(1), rtol=1e-3, atol=1e-4)
+
+
 def test_a_row_depends_on_itself_alone() -> None:
     network, generator = small(), torch.Generator().manual_seed(2)
     z, noise = (torch.randn(5, 2, 4, 4, generator=generator) for _ in range(2))

@@ -1,6 +1,7 @@
 """What is tuned on private images, and what is frozen because it has no influence."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpldm.errors import UserError
-from dpldm.models.choices import PRESETS, attention_modules
-from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
+from dpldm.models.choices import PRESETS, attention_modules, tuned_names
+from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
+from dpldm.tuned import with_weights
 
 USELESS = re.compile(r"attn2\.to_q|attn2\.to_k|transformer_blocks\.\d\.norm2")
 
@@ -113,11 +115,66 @@ def test_what_is_not_chosen_is_frozen(choice: str) -> None:
         ("attention-from-0", "modules are 1 to 7"),
         ("attention-from-8", "modules are 1 to 7"),
         (r"attn2\.to_q", "matches no parameter"),
+        ("lora-8:nothing", "matches no parameter"),
+        ("lora-0", "matches no parameter"),
     ],
 )
 def test_a_choice_without_sense_is_refused(choice: str, text: str) -> None:
     with pytest.raises(UserError, match=text):
         choose_trainable(small(), choice)
+
+
+MATRICES = ("Linear", "Conv2d")
+
+
+@pytest.mark.parametrize("choice", ["attention", "attn1", "resblocks", "all"])
+def test_adapters_are_put_on_every_matrix_of_a_choice(choice: str) -> None:
+    pytest.importorskip("peft")
+    network, plain = small(), small()
+    chosen = choose_trainable(network, f"lora-3:{choice}", embedder=False)
+    of_choice = set(choose_trainable(plain, choice, embedder=False))
+    matrices = {
+        f"{name}.weight"
+        for name, layer in plain.named_modules()
+        if type(layer).__name__ in MATRICES and f"{name}.weight" in of_choice
+    }
+    layers = {re.sub(r"\.lora_[AB]\.default\.weight$", ".weight", name) for name in chosen}
+    assert layers == matrices == set(tuned_names(dict(plain.named_parameters()), f"lora-3:{choice}", embedder=False))
+    assert len(chosen) == 2 * len(matrices)
+    assert all(3 in p.shape[:2] for p in chosen.values())
+    assert all(p.requires_grad == (name in chosen) for name, p in network.named_parameters())
+
+
+def test_adapters_alone_stand_for_attention_and_start_without_effect_and_alike() -> None:
+    pytest.importorskip("peft")
+    plain, one, other = small(), small(), small()
+    chosen = [choose_trainable(network, choice) for network, choice in ((one, "lora-2"), (other, "lora-2:attention"))]
+    assert all(torch.equal(chosen[0][name], chosen[1][name]) for name in chosen[0])
+    inputs = (torch.randn(3, 2, 4, 4), torch.tensor([3, 500, 900]), condition(torch.tensor([0, 2, 5]), 5))
+    torch.testing.assert_close(one(*inputs).sample, plain(*inputs).sample)
+
+
+@torch.no_grad()
+def test_merged_adapters_are_a_stock_network_that_computes_the_same() -> None:
+    pytest.importorskip("peft")
+    network, public = small(), small()
+    adapt_to_labels(network, 4)
+    chosen = choose_trainable(network, "lora-4:all")
+    for number, parameter in enumerate(chosen.values()):
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    merged = with_weights(public, 4, chosen)
+    inputs = (torch.randn(3, 2, 4, 4), torch.tensor([3, 500, 900]), condition(torch.tensor([0, 2, 4]), 4))
+    torch.testing.assert_close(merged(*inputs).sample, network(*inputs).sample, rtol=1e-4, atol=1e-4)
+    stock = dict(small().named_parameters())
+    assert [name for name, _ in merged.named_parameters()] == list(stock)
+    changed = {n for n, p in merged.named_parameters() if p.shape != stock[n].shape or not torch.equal(p, stock[n])}
+    assert changed == set(tuned_names(stock, "lora-4:all"))
+
+
+def test_without_peft_adapters_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"install dpldm\[lora\]"):
+        choose_trainable(small(), "lora-8")
 
 
 def test_nothing_is_left_of_the_embedder_alone_without_the_embedder() -> None:

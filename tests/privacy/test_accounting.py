@@ -19,7 +19,7 @@ from dpldm.privacy.accounting import (
     Cap,
     WholeRelease,
     calibrate_noise,
-    delta_at,
+    delta_curve,
     epsilon,
     epsilon_of_group,
     epsilon_rdp,
@@ -103,6 +103,14 @@ def test_known_values_of_groups(size: int, known: float) -> None:
     """The same setting, for all images of a person at once where the unit is an image."""
     found = epsilon_of_group(2.113, 0.0256, 400, DELTA, size)
     assert known - 0.006 <= found <= known * 1.02  # the coarse grid rounds up
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_release_beside_moves_by_the_size_of_a_group(size: int) -> None:
+    """A Gaussian that nobody samples, and one that is: together one Gaussian of both distances."""
+    beside = (WholeRelease(9.0, 2, 1.0),)
+    exact = epsilon_of(lambda eps: delta_of_gaussian(size * math.sqrt(10 / 8.0**2 + 2 / 9.0**2), eps), DELTA)
+    assert exact - 1e-9 <= epsilon_of_group(8.0, 1.0, 10, DELTA, size, beside=beside) <= exact + 2e-2
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(5, marks=pytest.mark.slow)])
@@ -189,9 +197,12 @@ def test_nothing_costs_nothing() -> None:
 
 @pytest.mark.parametrize("eps", [0.5, 1.5])
 def test_delta_and_epsilon_are_one_curve(eps: float) -> None:
-    assert delta_at(1.0, 1.0, 1, eps) == pytest.approx(delta_of_gaussian(1.0, eps), rel=1e-3)
-    delta = delta_at(3.0, 0.2, 30, eps)
-    assert epsilon(3.0, 0.2, 30, delta) == pytest.approx(eps, abs=1e-3)
+    at = round(10 * eps)  # the curve's epsilons are tenths
+    epsilons, deltas = delta_curve(1.0, 1.0, 1)
+    assert epsilons[at] == pytest.approx(eps)
+    assert deltas[at] == pytest.approx(delta_of_gaussian(1.0, eps), rel=1e-2)
+    delta = float(delta_curve(3.0, 0.2, 30)[1][at])
+    assert epsilon(3.0, 0.2, 30, delta) == pytest.approx(eps, abs=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from scipy import stats
 from dpldm.privacy.accounting import delta_curve, epsilon, epsilon_from_below
 from dpldm.privacy.audit import (
     LEVEL,
+    CutBatches,
     OneRunAudit,
+    _favourites,
+    _runs,
     clopper_pearson,
     curve_of_deltas,
     curve_rejected,
@@ -138,6 +141,60 @@ def test_dependent_coins_are_noticed_by_the_test_that_is_for_them() -> None:
     assert sampler_audit(fair, 0.11).p_values["rate"] < 1e-6
     assert all(sampler_audit(found, 0.1).violated for found in (sizes, twins, sticky, favourites))
     assert not sampler_audit(fair, 0.1).violated
+
+
+def cut(rng: np.random.Generator, q: float, kept: str = "any", rounds: int = 400, units: int = 300) -> CutBatches:
+    """Fair coins, cut to about their mean by a rule that is right (any) or not."""
+    found, largest = coins(rng, q, rounds, units), min(round(units * q), units // 2)
+    for row in found:
+        drawn = np.flatnonzero(row)
+        start = rng.integers(0, max(1, len(drawn) - largest + 1))
+        order = {
+            "any": rng.permutation(len(drawn)),
+            "first": np.arange(len(drawn)),
+            "block": np.roll(np.arange(len(drawn)), -start),
+            "too many": rng.permutation(len(drawn))[: max(0, len(drawn) - 1)],
+            "none": np.arange(0),
+        }[kept]
+        size = {"too many": len(drawn), "none": 0}.get(kept, largest)
+        if len(drawn) > largest:
+            row[:] = False
+            row[drawn[order[:size]]] = True
+    return CutBatches(found, largest)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.0256, 0.004])
+def test_fair_cuts_are_hardly_ever_called_a_violation(q: float) -> None:
+    """Level 1e-3: at most 0.1 expected alarms of 100; more than 3 would have probability 4e-6."""
+    rng = np.random.default_rng(10)
+    assert sum(sampler_audit(coins(rng, q), q, cut(rng, q)).violated for _ in range(100)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("kept", "noticed"),
+    [
+        ("first", "units of cut batches"),
+        ("block", "neighbours in cut batches"),
+        ("too many", "cut batches are no larger"),
+        ("none", "how often batches are cut"),
+    ],
+)
+def test_unfair_cuts_are_noticed_by_the_test_that_is_for_them(kept: str, noticed: str) -> None:
+    rng = np.random.default_rng(11)
+    found = sampler_audit(coins(rng, 0.3), 0.3, cut(rng, 0.3, kept, rounds=2000))
+    assert found.violated
+    assert found.p_values[noticed] < 1e-6
+    assert sampler_audit(coins(rng, 1.0), 1.0, cut(rng, 1.0, "first")).violated
+
+
+def test_runs_and_favourites_have_the_moments_that_are_used() -> None:
+    """P-values of 500 sets of random parts are uniform: their mean, and how many are below 5 %, in five deviations."""
+    rng = np.random.default_rng(12)
+    parts = [np.stack([rng.permutation(40) < size for size in (7, 20, 31) * 20]) for _ in range(500)]
+    for test in (_runs, _favourites):
+        p_values = np.array([test(part) for part in parts])
+        assert p_values.mean() == pytest.approx(0.5, abs=5 * (1 / 12 / 500) ** 0.5)
+        assert np.mean(p_values < 0.05) == pytest.approx(0.05, abs=5 * (0.05 * 0.95 / 500) ** 0.5)
 
 
 def test_at_q_1_everyone_must_be_in_every_batch() -> None:

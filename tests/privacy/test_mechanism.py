@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dpldm.privacy import sampling
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from dpldm.privacy.grid import add_gaussian_on_grid
@@ -67,6 +68,18 @@ class Model:
 
     def clipped(self, plan: PrivacyPlan) -> ClippedSum:
         return ClippedSum(self.network, self.trainable, plan.max_grad_norm, plan.draws_per_example)
+
+
+def test_a_batch_is_cut_to_the_plans_largest(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody is drawn, which this plan takes for impossible, and the batch is cut all the same."""
+    plan = replace(PLAN, expected_batch_size=4, max_batch_size=30, most_records=60)
+    ledger.register(plan)
+    monkeypatch.setattr(sampling, "_bernoulli", lambda units, q, entropy: torch.arange(units))
+    model = Model()
+    with model.clipped(plan) as clipped:
+        batch = PrivateGradient(plan, ledger, clipped, UNITS, SystemEntropy()).draw()
+    assert len(batch) == 30 < UNITS
+    assert batch.unique().tolist() == batch.tolist()
 
 
 def keep(rows: Tensor) -> Tensor:

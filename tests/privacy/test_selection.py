@@ -1,5 +1,6 @@
 """Selection: its epsilon against exact densities and the theorem written out, its draw, its one line in the ledger."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,20 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from dpldm.privacy.accounting import WholeRelease, epsilon, epsilon_of_selection, epsilon_rdp
+from dpldm.privacy.accounting import (
+    Adjacency,
+    WholeRelease,
+    deltas_of_selection,
+    epsilon,
+    epsilon_of_selection,
+    epsilon_rdp,
+)
 from dpldm.privacy.entropy import SeededEntropy
 from dpldm.privacy.ledger import BudgetExhausted, LedgerError, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import CandidateScores
-from dpldm.privacy.selection import SelectionPlan, draw_trials, make_selection
+from dpldm.privacy.sampling import draw_trials
+from dpldm.privacy.selection import SelectionPlan, make_selection, plan_of_constants, trial_of
 
 DELTA = 1e-5
 SCORE = CandidateScores(noise_multiplier=20.0, candidates=1)
@@ -42,8 +51,16 @@ def test_known_values(mean: float, known: float) -> None:
     assert epsilon_of_selection(2.113, 0.0256, 400, DELTA, mean) == pytest.approx(known, abs=0.006)
 
 
-def best_of_geometric(sigma: float, mean: float) -> float:
-    """Exact epsilon at DELTA of the largest of K draws of N(0, sigma^2), or of N(1, sigma^2), K geometric.
+@pytest.mark.parametrize(("trials", "selected", "all_run"), [(3, 1.88, 1.80), (5, 2.08, 2.38), (10, 2.31, 3.49)])
+def test_a_selection_pays_off_with_many_trials(trials: int, selected: float, all_run: float) -> None:
+    """Against as many candidates run one after the other, all of them charged."""
+    assert epsilon_of_selection(2.113, 0.0256, 400, DELTA, trials) == pytest.approx(selected, abs=0.006)
+    assert epsilon(2.113, 0.0256, 400 * trials, DELTA, discretisation=1e-3) == pytest.approx(all_run, abs=0.006)
+
+
+def exact_deltas(sigma: float, mean: float) -> Any:
+    """Exact delta, as a function of epsilon, of the largest of K draws of N(0, sigma^2), or of N(1, sigma^2), K
+    geometric; for replacing one, N(-1, sigma^2) against N(1, sigma^2).
 
     With the generating function f(x) = g x / (1 - (1 - g) x) of K, the largest draw has density f'(F(y)) F'(y).
     """
@@ -53,11 +70,21 @@ def best_of_geometric(sigma: float, mean: float) -> float:
         above = stats.norm.sf((y - mu) / sigma)
         return stats.norm.pdf((y - mu) / sigma) / sigma * g / (g + (1 - g) * above) ** 2
 
-    p, q, width = density(0.0), density(1.0), y[1] - y[0]
+    pairs = {
+        Adjacency.ADD_OR_REMOVE_ONE: (density(0.0), density(1.0)),
+        Adjacency.REPLACE_ONE: (density(-1.0), density(1.0)),
+    }
 
-    def delta(eps: float) -> float:
-        return float(max(np.maximum(a - math.exp(eps) * b, 0).sum() for a, b in ((p, q), (q, p))) * width)
+    def delta(eps: float, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
+        p, q = pairs[adjacency]
+        return float(max(np.maximum(a - math.exp(eps) * b, 0).sum() for a, b in ((p, q), (q, p))) * (y[1] - y[0]))
 
+    return delta
+
+
+def best_of_geometric(sigma: float, mean: float) -> float:
+    """Exact epsilon at DELTA of the same."""
+    delta = exact_deltas(sigma, mean)
     return float(optimize.brentq(lambda eps: delta(eps) - DELTA, 0, 40))
 
 
@@ -68,6 +95,44 @@ def test_the_bound_holds_where_the_truth_is_known(sigma: float, mean: float) -> 
     true = best_of_geometric(sigma, mean)
     bound = epsilon_of_selection(sigma, 1.0, 1, DELTA, mean)
     assert epsilon(sigma, 1.0, 1, DELTA) < true <= bound <= 2 * true
+
+
+@pytest.mark.parametrize("adjacency", Adjacency)
+@pytest.mark.parametrize(("sigma", "mean"), [(4.0, 2.0), (2.0, 5.0), (1.0, 10.0)])
+def test_every_pair_of_a_curve_holds_where_the_truth_is_known(sigma: float, mean: float, adjacency: Adjacency) -> None:
+    stated = epsilon_of_selection(sigma, 1.0, 1, DELTA, mean, adjacency=adjacency)
+    epsilons = np.linspace(0.0, 1.1 * stated, 49)
+    deltas, exact = deltas_of_selection(epsilons, sigma, 1.0, 1, mean, adjacency=adjacency), exact_deltas(sigma, mean)
+    true = np.array([exact(eps, adjacency) for eps in epsilons])
+    assert (deltas >= true - 1e-12).all()
+    assert (deltas <= 1).all()
+    assert (np.diff(deltas) <= 0).all()
+    assert deltas[-1] < DELTA
+
+
+@pytest.mark.parametrize("adjacency", Adjacency)
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8])
+def test_a_curve_passes_through_every_epsilon_that_could_be_stated(delta: float, adjacency: Adjacency) -> None:
+    settings, beside = (4.0, 0.05, 45), TRIAL.beside
+    stated = epsilon_of_selection(*settings, delta, 5.0, beside, adjacency)
+    assert deltas_of_selection(np.array([stated]), *settings, 5.0, beside, adjacency)[0] == pytest.approx(
+        delta, rel=1e-2
+    )
+
+
+@pytest.mark.parametrize(("sigma", "mean"), [(4.0, 2.0), (2.0, 5.0), (0.8, 10.0)])
+def test_replacing_one_is_removing_one_and_adding_another(sigma: float, mean: float) -> None:
+    """(e, d)-DP twice over is (2 e, (1 + exp(e)) d)-DP, and of all such e the smallest is taken."""
+    stated = epsilon_of_selection(sigma, 1.0, 1, DELTA, mean, adjacency=Adjacency.REPLACE_ONE)
+    half = stated / 2
+    assert epsilon_of_selection(sigma, 1.0, 1, DELTA / (1 + math.exp(half)), mean) <= half
+    less = half - 1e-3
+    assert epsilon_of_selection(sigma, 1.0, 1, DELTA / (1 + math.exp(less)), mean) > less
+    assert stated > 2 * epsilon_of_selection(sigma, 1.0, 1, DELTA, mean)
+
+
+def test_a_selection_too_loud_for_any_number_costs_infinitely_much_to_replace_one() -> None:
+    assert epsilon_of_selection(0.02, 1.0, 100, DELTA, 5.0, adjacency=Adjacency.REPLACE_ONE) == math.inf
 
 
 @pytest.mark.parametrize("mean", [2.0, 7.5])
@@ -112,6 +177,25 @@ def test_the_number_of_trials_is_geometric_and_candidates_are_alike(mean: float)
     chosen = np.bincount([candidate for trials in drawn for candidate in trials], minlength=3)
     assert len(chosen) == 3
     assert stats.chisquare(chosen).pvalue > 1e-6
+
+
+@pytest.mark.parametrize(("mean", "candidates"), [(2.0, 3), (8.0, 2), (1.0, 4)])
+def test_the_chance_of_a_candidate_is_what_draws_show(mean: float, candidates: int) -> None:
+    """4,000 draws on a fixed stream; five standard deviations."""
+    entropy, plan = SeededEntropy(6), replace(PLAN, mean_trials=mean, candidates=candidates)
+    seen = np.mean([0 in draw_trials(plan, entropy) for _ in range(4000)])
+    assert seen == pytest.approx(plan.chance_of_a_candidate, abs=5 * 0.5 / 4000**0.5)
+
+
+def test_constants_make_the_plan_again_and_contradictions_none() -> None:
+    constants = json.loads(json.dumps(PLAN.constants()))
+    assert plan_of_constants(constants) == PLAN
+    assert plan_of_constants(TRIAL.constants()) == TRIAL == trial_of(PLAN) == trial_of(TRIAL)
+    for change in ({"run": "other"}, {"epsilon": 1.0}, {"delta": 1e-6}, {"looks": 3}):
+        with pytest.raises(ValueError, match="contradict"):
+            plan_of_constants(constants | change)
+    with pytest.raises(KeyError):
+        plan_of_constants({key: value for key, value in constants.items() if key != "mean_trials"})
 
 
 def test_a_mean_of_one_is_one_trial() -> None:

@@ -29,7 +29,7 @@ from dpldm.privacy.audit import (
 from dpldm.privacy.entropy import Entropy, SeededEntropy
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.trials import batches, canary_norm, canary_scores, readings
+from dpldm.privacy.trials import batches, canary_norm, canary_scores, cut_batches, readings
 
 Patch = pytest.MonkeyPatch
 SIGMAS = {1: 2.113, 4: 0.909, 10: 0.633}
@@ -195,6 +195,27 @@ def test_a_probability_taken_from_the_folder_is_caught(monkeypatch: Patch) -> No
     monkeypatch.setattr(mechanism, "poisson_batch", counted)
     plan = plan_for(1)
     assert sampler_audit(batches(plan, 1000, 100), plan.sampling_probability).violated
+
+
+@pytest.mark.parametrize("q", [B / 10_000, 0.5, 1.0])
+def test_the_production_cut_is_fair(q: float) -> None:
+    plan = plan_for(1, expected_batch_size=round(10_000 * q))
+    for seed in range(5):
+        made = cut_batches(plan, 500, 300, SeededEntropy(seed))
+        assert made.included.sum(1).max() == made.largest
+        assert not sampler_audit(batches(plan, 500, 300, SeededEntropy(100 + seed)), q, made).violated
+
+
+def test_a_cut_by_order_is_caught(monkeypatch: Patch) -> None:
+    """Whoever stands last in the folder would be left out first."""
+    plan, coins = plan_for(1), sampling._bernoulli
+    fair = batches(plan, 500, 300, SeededEntropy(1))
+    drawn = [coins(500, B / 10_000, SeededEntropy(seed)) for seed in range(1000)]
+    monkeypatch.setattr(sampling, "_bernoulli", lambda units, q, entropy: drawn.pop())
+    monkeypatch.setattr(sampling, "random_words", lambda count, entropy: torch.arange(count))
+    found = sampler_audit(fair, B / 10_000, cut_batches(plan, 500, 1000, SeededEntropy(0)))
+    assert found.violated
+    assert found.p_values["units of cut batches"] < 1e-6
 
 
 # --- canaries in one run ---------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from scipy.stats import norm
 
 from dpldm.privacy.accounting import Adjacency, epsilon
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import ClassHistogram
+from dpldm.privacy.questions import CandidateScores, ClassHistogram
+from dpldm.privacy.selection import Plan, SelectionPlan
 from dpldm.report.curves import (
     belief,
     curve_of,
@@ -33,15 +34,16 @@ PLAN = PrivacyPlan(
 )
 WHOLE = replace(PLAN, expected_batch_size=1000, steps=4, reserve_steps=0, noise_multiplier=4.0)  # mu = 1/2
 ASKED = replace(PLAN, queries=(ClassHistogram(noise_multiplier=5.0),))
+SELECTED = SelectionPlan(replace(PLAN, queries=(CandidateScores(noise_multiplier=20.0, candidates=1),)), 4.0, 3)
 CUT = replace(PLAN, max_batch_size=200, most_records=1100)
 
 
-@pytest.mark.parametrize("plan", [PLAN, WHOLE, ASKED, CUT])
+@pytest.mark.parametrize("plan", [PLAN, WHOLE, ASKED, CUT, SELECTED])
 @pytest.mark.parametrize("adjacency", Adjacency)
-def test_the_curve_passes_through_the_stated_point(plan: PrivacyPlan, adjacency: Adjacency) -> None:
+def test_the_curve_passes_through_the_stated_point(plan: Plan, adjacency: Adjacency) -> None:
     """On a coarser grid, hence up to some percent above; never below by more than the fine grid's own slack."""
     curve = curve_of(plan, adjacency)
-    at_stated = float(np.interp(plan.epsilon_after(plan.attempts, adjacency), curve.epsilons, curve.deltas))
+    at_stated = float(np.interp(plan.stated_epsilon(adjacency), curve.epsilons, curve.deltas))
     assert plan.delta * 0.99 <= at_stated <= plan.delta * 1.1
 
 
@@ -55,8 +57,31 @@ def test_of_a_gaussian_everything_is_a_closed_form() -> None:
     assert epsilon_without_amplification(WHOLE) == pytest.approx(WHOLE.epsilon_after(4), rel=1e-3)
 
 
-def test_no_attack_beats_the_curve_and_guessing_always_reaches_the_diagonal() -> None:
-    curve = curve_of(PLAN, Adjacency.ADD_OR_REMOVE_ONE)
+@pytest.mark.parametrize("adjacency", Adjacency)
+def test_a_selections_curve_is_not_that_of_a_trial(adjacency: Adjacency) -> None:
+    """The best of several tells more than one of them, at every epsilon."""
+    whole, trial = curve_of(SELECTED, adjacency), curve_of(SELECTED.trial, adjacency)
+    of_trial = np.interp(whole.epsilons, trial.epsilons, trial.deltas)
+    told = whole.epsilons < trial.epsilons[-1]
+    assert (whole.deltas[told] > of_trial[told]).all()
+    assert whole.advantage > trial.advantage
+    assert whole.deltas[0] > whole.advantage, "delta at epsilon 0 is loose, other pairs tell better"
+    assert epsilon_without_amplification(SELECTED) > SELECTED.stated_epsilon()
+    assert epsilon_without_amplification(SELECTED) > epsilon_without_amplification(SELECTED.trial)
+
+
+def test_a_curve_too_steep_for_numbers_ends_before_them() -> None:
+    loud = replace(SELECTED, trial=replace(SELECTED.trial, noise_multiplier=0.05))
+    for adjacency in Adjacency:
+        curve = curve_of(loud, adjacency)
+        assert np.isfinite(curve.epsilons).all()
+        assert np.isfinite(curve.deltas).all()
+        assert curve.advantage == curve.true_alarms(0.5) == 1.0
+
+
+@pytest.mark.parametrize("plan", [PLAN, SELECTED])
+def test_no_attack_beats_the_curve_and_guessing_always_reaches_the_diagonal(plan: Plan) -> None:
+    curve = curve_of(plan, Adjacency.ADD_OR_REMOVE_ONE)
     rates = np.linspace(0, 1, 50)
     alarms = np.array([curve.true_alarms(rate) for rate in rates])
     assert (alarms >= rates - 1e-12).all()

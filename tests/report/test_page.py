@@ -117,6 +117,16 @@ def test_a_violation_and_a_benchmark_stand_at_the_top(statement: dict[str, Any])
     assert seen.index("published benchmark") < seen.index("In plain odds")
 
 
+def test_points_of_curves_are_rounded_up(statement: dict[str, Any]) -> None:
+    plan, shown = PrivacyPlan.from_constants(statement["plan"]), report_of(statement, Edition.RELEASE, Recorded())
+    for adjacency in Adjacency:
+        curve = curve_of(plan, adjacency)
+        epsilons, deltas = np.array(shown["curves"][adjacency.value]).T
+        assert (epsilons >= curve.epsilons[::5]).all()
+        assert (deltas >= curve.deltas[::5]).all()
+        assert (deltas <= curve.deltas[::5] * 1.0011).all()
+
+
 def test_bounds_are_rounded_up() -> None:
     assert percent(0.4881) == "48.9 %"
     assert percent(0.1) == "10 %"

@@ -1,11 +1,6 @@
 """A run's questions: charged first, asked once, paid for when a crash takes the answer, and used for nothing else."""
 
-import itertools
 import multiprocessing
-import os
-import signal
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +13,11 @@ from dpldm.config import RunConfig
 from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior
+from dpldm.models.backbone import load_backbone
 from dpldm.planning import plan as forecast
 from dpldm.privacy import queries
 from dpldm.privacy.entropy import SystemEntropy
-from dpldm.privacy.ledger import open_ledger, read_ledger
+from dpldm.privacy.ledger import Ledger, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.privacy.questions import ClassHistogram, ClassMeans
@@ -32,6 +28,7 @@ from dpldm.train.asking import ask_all, read_answer
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import finetune
 from dpldm.tuned import noised_histogram
+from killing import die_in_call
 from tiny_runs import ASKED
 
 KINDS = ["class_histogram", "class_means"]
@@ -61,7 +58,7 @@ def test_questions_are_charged_and_answered_before_the_first_attempt(answered: R
     shapes = {}
     for kind in KINDS:
         groups, facts = load_checkpoint(Run(answered).answers / f"{kind}.safetensors")
-        assert set(facts) == {"plan", "question", "head"}
+        assert set(facts) == {"plan", "question", "backbone", "head"}
         assert list(groups) == ["answer"]
         shapes[kind] = groups["answer"]["noised"].shape
     assert shapes == {"class_histogram": (2,), "class_means": (2, 2 * 4 * 4 + 1)}
@@ -124,12 +121,16 @@ def test_from_the_first_answer_on_settings_are_bound(config: RunConfig, monkeypa
         list(finetune(swapped))
 
 
-@pytest.mark.parametrize("harm", ["cut", "other plan", "edited question"])
+@pytest.mark.parametrize("harm", ["cut", "other plan", "edited question", "other backbone"])
 def test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused(
     answered_copy: RunConfig, harm: str
 ) -> None:
     run, plan = Run(answered_copy), plan_of(answered_copy)
-    text = "restore the ledger from a copy" if harm == "cut" else "another privacy plan"
+    texts = {"cut": "restore the ledger from a copy", "other backbone": "put the earlier backbone back"}
+    text, digest = texts.get(harm, "another privacy plan"), load_backbone(answered_copy.backbone).digest
+    read_answer(run, plan, plan.queries[0], Ledger(run.ledger, read_ledger(run.ledger)), digest)
+    if harm == "other backbone":
+        digest = "of other weights"
     if harm == "cut":
         run.ledger.write_bytes(b"".join(run.ledger.read_bytes().splitlines(keepends=True)[:2]))
     question = plan.queries[0]
@@ -138,7 +139,7 @@ def test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused(
     if harm == "edited question":
         question = replace(question, noise_multiplier=31.0)
     with open_ledger(run.ledger, "scans", None) as ledger, pytest.raises(UserError, match=text):
-        read_answer(run, plan, question, ledger)
+        read_answer(run, plan, question, ledger, digest)
 
 
 # --- killed anywhere ------------------------------------------------------------------------------------------------
@@ -166,29 +167,10 @@ def made_up(count: int) -> PrivateLatents:
 
 def asked(config: RunConfig, fatal: int | None) -> None:
     """The child: asks everything, and dies in the `fatal`-th system call of writing."""
-    calls = itertools.count(1)
-
-    def dangerous(name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if next(calls) != fatal:
-                return real(*args, **kwargs)
-            if name == "open":
-                with suppress(FileExistsError):
-                    real(*args, **kwargs)
-            elif name == "write":
-                real(args[0], args[1][: len(args[1]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
-
-        return call
-
     with open_ledger(Run(config).ledger, "scans", (1.0, 1e-3)) as ledger:
         ledger.register(SMALL)
-        for name in ("open", "write", "fsync", "replace"):
-            setattr(os, name, dangerous(name))
-        ask_all(Run(config), SMALL, ledger, made_up(12), 2, SystemEntropy())
+        die_in_call(fatal)
+        ask_all(Run(config), SMALL, ledger, made_up(12), 2, "digest", SystemEntropy())
 
 
 def child(config: RunConfig, fatal: int | None) -> int | None:

@@ -39,7 +39,8 @@ from dpldm.train.finetune import (
     fresh_draws,
     resume,
 )
-from dpldm.tuned import finished_plan
+from dpldm.train.timesteps import Timesteps
+from dpldm.tuned import finished as finished_run
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -109,7 +110,7 @@ class Bench:
         self.run = Run(self.config)
         self.run.create()
         self.loaded = load_backbone(str(backbone))
-        self.tuner = Tuner(self.loaded, self.config)
+        self.tuner = Tuner(self.loaded, self.config, plan)
 
     def steps(self, latents: PrivateLatents, entropy: Entropy | None = None) -> Iterator[FinetuneStep]:
         with open_ledger(self.run.ledger, "scans", (1000.0, 0.5)) as ledger:
@@ -173,7 +174,7 @@ def losses_by_record(network: Any, scheduler: Any, latents: PrivateLatents, rows
 
 
 def draws_by_record(rows: Tensor, each: int) -> Draws:
-    own = [fresh_draws(1, each, SHAPE, 1000, 0.1, SeededEntropy(row)) for row in rows.tolist()]
+    own = [fresh_draws(1, each, SHAPE, Timesteps(1000), 0.1, SeededEntropy(row)) for row in rows.tolist()]
     return Draws(**{name: torch.cat([getattr(draws, name) for draws in own]) for name in DRAWN})
 
 
@@ -274,7 +275,7 @@ def test_parts_make_up_the_draw_and_no_record_comes_twice(
         events.append(("draw", batch.tolist()))
         return batch
 
-    def passed(network: Any, scheduler: Any, latents: Any, rows: Tensor, draws: Draws) -> Tensor:
+    def passed(network: Any, scheduler: Any, latents: Any, rows: Tensor, draws: Draws, **settings: Any) -> Tensor:
         events.append(("pass", rows.tolist()))
         return example_losses(network, scheduler, latents, rows, draws)
 
@@ -450,7 +451,7 @@ def test_an_examples_loss_is_the_mean_of_its_own_draws(
     latents.posterior.mean[:] = torch.arange(200.0)[:, None, None, None]
     latents.labels[7] = -1
     rows = torch.arange(3, 200)
-    fresh = fresh_draws(len(rows), draws, SHAPE, 1000, dropout, SystemEntropy())
+    fresh = fresh_draws(len(rows), draws, SHAPE, Timesteps(1000), dropout, SystemEntropy())
     losses = example_losses(made.tuner.network, made.loaded.scheduler, latents, rows, fresh).double()
     assert losses.shape == rows.shape
     assert losses.round().tolist() == rows.tolist()
@@ -482,7 +483,7 @@ def test_every_draw_is_entropy_of_its_own() -> None:
     """No generator stands between the operating system and a draw: a seed would be shared by all records of a pass,
     so that one record more would change the draws of the others."""
     source, before = CountedEntropy(), torch.get_rng_state()
-    draws = fresh_draws(50, 3, SHAPE, 1000, 0.25, source)
+    draws = fresh_draws(50, 3, SHAPE, Timesteps(1000), 0.25, source)
     values = 2 * 150 * SHAPE.numel() + 150 + 50
     assert source.taken == 8 * values, "64 bits for every Gaussian, timestep and coin"
     assert torch.equal(torch.get_rng_state(), before)
@@ -492,7 +493,7 @@ def test_every_draw_is_entropy_of_its_own() -> None:
 
 
 def test_draws_have_the_distributions_they_are_named_for() -> None:
-    draws = fresh_draws(20_000, 2, torch.Size((1, 1, 2)), 10, 0.25, SystemEntropy())
+    draws = fresh_draws(20_000, 2, torch.Size((1, 1, 2)), Timesteps(10), 0.25, SystemEntropy())
     for values in (draws.latent, draws.noise):
         flat = values.flatten().double()
         assert abs(float(flat.mean())) < 5 / np.sqrt(len(flat))
@@ -788,13 +789,13 @@ def test_a_backbone_made_again_at_the_same_place_is_refused(
 ) -> None:
     config = config_of(tmp_path, own_backbone, image_folder)
     list(finetune(config))
-    assert finished_plan(config)[1] == config.privacy.steps
+    assert finished_run(config).updates == config.privacy.steps
     loaded = load_backbone(str(own_backbone))
     with torch.no_grad():
         loaded.autoencoder.quant_conv.bias += 1
     loaded.save(own_backbone)
-    for later in (lambda: list(finetune(config)), lambda: finished_plan(config)):
-        with pytest.raises(UserError, match="not those that the run 'run' was tuned from"):
+    for later in (lambda: list(finetune(config)), lambda: finished_run(config)):
+        with pytest.raises(UserError, match="not those that the run 'run' was started with"):
             later()
 
 

@@ -6,19 +6,14 @@ reports a hash of every noise it drew. Only this test does that: the product kee
 
 import copy
 import hashlib
-import itertools
 import multiprocessing
-import os
 import random
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor
@@ -33,6 +28,8 @@ from dpldm.run import Run, plan_of
 from dpldm.train import finetune as stage
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import FinetuneStep, finetune
+from killing import die_in_call
+from tiny_runs import tiny_settings
 
 KILLS = 30
 TUNED = 2
@@ -48,17 +45,11 @@ def config_of(tmp_path: Path, tiny_backbone: Path, image_folder: Path, monkeypat
     monkeypatch.setattr(stage, "load_backbone", lambda *given: copy.deepcopy(loaded))
 
     def make(steps: int, reserve: int, output: str = "runs") -> RunConfig:
-        privacy = {"dataset_id": "scans", "records": 40, "epsilon": 1.0, "delta": 1e-3, "expected_batch_size": 2}
-        privacy["ledger"] = tmp_path / output / "ledgers" / "scans.jsonl"
-        return RunConfig.model_validate(
-            {
-                "data": {"path": image_folder, "image_size": 16, "labels": ["dark", "light"]},
-                "backbone": str(tiny_backbone),
-                "trainable": "condition",
-                "privacy": privacy | {"steps": steps, "reserve_steps": reserve},
-                "runtime": {"output": tmp_path / output},
-            }
-        )
+        settings = tiny_settings(tmp_path, tiny_backbone, image_folder)
+        settings["privacy"] |= {"epsilon": 1.0, "expected_batch_size": 2, "steps": steps, "reserve_steps": reserve}
+        settings["privacy"] |= {"ledger": tmp_path / output / "ledgers" / "scans.jsonl"}
+        settings["runtime"] |= {"output": tmp_path / output}
+        return RunConfig.model_validate(settings | {"trainable": "condition"})
 
     return make
 
@@ -77,30 +68,6 @@ def reported_run(config: RunConfig, pipe: Connection, fatal_call: int | None) ->
         die_in_call(fatal_call)
     for step in finetune(config):
         pipe.send(step)
-
-
-def die_in_call(fatal: int) -> None:
-    """SIGKILL in the `fatal`-th system call of writing: after opening, half-way a write, before a flush or renaming."""
-    calls = itertools.count(1)
-
-    def dangerous(name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if next(calls) != fatal:
-                return real(*args, **kwargs)
-            if name == "open":
-                with suppress(FileExistsError):
-                    real(*args, **kwargs)
-            elif name == "write":
-                real(args[0], args[1][: len(args[1]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
-
-        return call
-
-    for name in ("open", "write", "fsync", "replace"):
-        setattr(os, name, dangerous(name))
 
 
 class Life:

@@ -29,7 +29,7 @@ from dpldm.train.diffusion import DiffusionTraining, pseudo_classes
 from dpldm.train.pretrain import pretrain
 from dpldm.train.public_data import batch_of, jitter, load_public_images, step_generator
 from dpldm.train.public_training import PublicTraining
-from dpldm.train.schedule import warmup_cosine
+from dpldm.train.schedule import DECAYS, rate
 
 
 def public_images(count: int = 80, size: int = 16) -> np.ndarray:
@@ -155,19 +155,20 @@ def test_the_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
     recipe = autoencoder_recipe(steps=8, warmup_steps=3, learning_rate=0.5)
     training = Line(nn.Linear(1, 1, bias=False), recipe, 0, tmp_path / "c")
     rates = [training.optimizer.param_groups[0]["lr"] for _ in training.steps()]
-    assert rates == [0.5 * warmup_cosine(n, 8, 3) for n in range(8)]
+    assert rates == [0.5 * rate("cosine", n, 8, 3) for n in range(8)]
 
 
-@given(steps=st.integers(1, 500), warmup=st.integers(0, 600))
-def test_the_schedule_rises_then_falls(steps: int, warmup: int) -> None:
-    factors = [warmup_cosine(n, steps, warmup) for n in range(steps + 1)]
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), decay=st.sampled_from(sorted(DECAYS)))
+def test_the_schedule_rises_then_falls(steps: int, warmup: int, decay: str) -> None:
+    factors = [rate(decay, n, steps, warmup) for n in range(steps + 1)]
     assert all(0 <= factor <= 1 for factor in factors)
     turn = min(warmup, steps)
-    assert factors[:turn] == sorted(factors[:turn])
+    assert factors[:turn] == [(n + 1) / (warmup + 1) for n in range(turn)]
     assert factors[turn:] == sorted(factors[turn:], reverse=True)
     if warmup < steps:
         assert factors[warmup] == 1.0
-        assert factors[-1] == pytest.approx(0.0, abs=1e-12)
+        assert factors[-2] > 0  # the last update still moves
+        assert factors[-1] == pytest.approx(1.0 if decay == "constant" else 0.0, abs=1e-12)
 
 
 # --- public data ----------------------------------------------------------------------------------------------------

@@ -127,6 +127,9 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> None:
 
 
 def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
+    if config.selection.learning_rates:
+        _select(config)
+        return
     from dpldm.planning import plan
     from dpldm.report.wording import upper
     from dpldm.run import plan_of
@@ -143,10 +146,22 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
     if last is None:
         out.print("finetune: finished before, nothing to do")
     elif last.number == last.steps:
-        stated = upper(plan_of(config).epsilon_after(plan_of(config).attempts))
+        stated = upper(plan_of(config).stated_epsilon())
         out.print(f"finetune: done; the release states epsilon {stated}, which pays for the reserve too")
     elif last.ended_early:
         out.print(f"The reserve of attempts is used up: the run ends after {last.number} of {last.steps} updates.")
+
+
+def _select(config: RunConfig) -> None:
+    from dpldm.report.wording import upper
+    from dpldm.train.selecting import select
+
+    out.print("select: trials are under way; how many there are stays secret, so nothing is shown before the last ends")
+    chosen = select(config)
+    out.print(
+        f"select: done, learning rate {chosen.learning_rate:g} was kept; the release states epsilon "
+        f"{upper(chosen.epsilon)}"
+    )
 
 
 def _sample(config: RunConfig, given: argparse.Namespace) -> None:

@@ -44,8 +44,15 @@ class TrainedClassifier:
 
     def predict(self, images: Images) -> Labels:
         """Images uint8 (N, H, W, C) of the size trained on, to class numbers int64 (N,)."""
+        return self._logits(images).argmax(1).cpu().numpy()
+
+    def probabilities(self, images: Images) -> NDArray[np.float64]:
+        """As `predict`, to the probability of each class, (N, K), rows adding up to 1."""
+        return self._logits(images).double().softmax(1).cpu().numpy()
+
+    def _logits(self, images: Images) -> Tensor:
         device = next(self.network.parameters()).device
-        return _predict(self.network, _pixels(images, device), _precision(self.kind, device)).cpu().numpy()
+        return _logits(self.network, _pixels(images, device), _precision(self.kind, device))
 
     def accuracy(self, images: Images, labels: Labels) -> float:
         """The share of `images` given their label, in [0, 1]."""
@@ -90,7 +97,7 @@ def train_classifier(
     for epoch in range(1, epochs + 1):
         with _seeded(seed, epoch, device):
             _train_epoch(network, optimizer, pixels, targets, batch_size, kind)
-        predicted = _predict(network, held_out, _precision(kind, device))
+        predicted = _logits(network, held_out, _precision(kind, device)).argmax(1)
         accuracies.append(float((predicted == expected).double().mean()))
         if accuracies[-1] > max(accuracies[:-1], default=-1.0):
             best = deepcopy(network.state_dict())
@@ -144,10 +151,10 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _predict(network: nn.Module, pixels: Tensor, precision: AbstractContextManager[object]) -> Tensor:
+def _logits(network: nn.Module, pixels: Tensor, precision: AbstractContextManager[object]) -> Tensor:
     network.eval()
     with precision:
-        return torch.cat([network(_scale(batch)).argmax(dim=1) for batch in torch.split(pixels, 1024)])
+        return torch.cat([network(_scale(batch)) for batch in torch.split(pixels, 1024)])
 
 
 def _pixels(images: Images, device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ PRESETS: dict[str, str] = {
     "condition": EMBEDDER.pattern,
     "all": r".*",
 }
+LORA = re.compile(r"lora-([1-9]\d{0,3})(?::(.+))?")
 FROM_MODULE = re.compile(r"attention-from-(\d+)")
 ATTENTION_MODULE = re.compile(r"(?:(down|mid|up)_block(?:s\.(\d+))?)\.attentions\.(\d+)(?=\.|$)")
 
@@ -36,14 +37,18 @@ def tuned_names(names: Iterable[str], choice: str, *, embedder: bool = True) -> 
 
     Args:
         names: of all parameters of a UNet conditioned on a single class token.
-        choice: a preset, `attention-from-N` (attention modules from the N-th on, counted from 1 along the way of the
-            data), or a regular expression searched in parameter names.
+        choice: a preset; `attention-from-N` (attention modules from the N-th on, counted from 1 along the way of the
+            data); a regular expression searched in parameter names; or `lora-R` and `lora-R:CHOICE`, adapters of rank R
+            to the weights of CHOICE (attention, if left out), whose names are those of the weights they add to.
         embedder: also tune the conditioning embedder.
 
     Raises:
         UserError: nothing matches, there is no N-th module, or the expression is malformed.
     """
     names = list(names)
+    if adapters := LORA.fullmatch(choice):
+        whole = tuned_names(names, adapters[2] or "attention", embedder=embedder)
+        return [name for name in whole if EMBEDDER.search(name) or _is_matrix(name)]
     pattern = _pattern(names, choice)
     chosen = [
         name
@@ -55,6 +60,12 @@ def tuned_names(names: Iterable[str], choice: str, *, embedder: bool = True) -> 
     return chosen
 
 
+def rank_of(choice: str) -> int | None:
+    """R of `lora-R...`; None for any other choice."""
+    adapters = LORA.fullmatch(choice)
+    return int(adapters[1]) if adapters else None
+
+
 def attention_modules(names: Iterable[str]) -> list[str]:
     """Attention modules among parameter names, in the order in which data passes them: down, middle, up."""
     found = {match[0]: match for name in names if (match := ATTENTION_MODULE.match(name))}
@@ -64,6 +75,11 @@ def attention_modules(names: Iterable[str]) -> list[str]:
         return ("down", "mid", "up").index(part), int(block or 0), int(number)
 
     return sorted(found, key=place)
+
+
+def _is_matrix(name: str) -> bool:
+    """A weight of a linear or convolutional layer: all that an adapter can add to."""
+    return name.endswith(".weight") and re.search(PRESETS["norms"], name) is None
 
 
 def _pattern(names: list[str], choice: str) -> re.Pattern[str]:
@@ -80,4 +96,4 @@ def _pattern(names: list[str], choice: str) -> re.Pattern[str]:
 
 
 def _known() -> str:
-    return ", ".join([*PRESETS, "attention-from-N"])
+    return ", ".join([*PRESETS, "attention-from-N", "lora-R"])

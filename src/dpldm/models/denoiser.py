@@ -73,10 +73,13 @@ def denoising_losses(
     context: Tensor,
     timesteps: Tensor,
     noise: Tensor,
+    *,
+    min_snr: float | None = None,
 ) -> Tensor:
     """Squared error of the prediction, one value per row (N,): eq. 2 of Rombach et al. (2022), not yet averaged.
 
-    latents and noise are (N, c, h, w), timesteps (N,) integers, context (N, 1, classes + 1).
+    latents and noise are (N, c, h, w), timesteps (N,) integers, context (N, 1, classes + 1). `min_snr` is the gamma of
+    min-SNR weighting; None weighs all timesteps alike.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     if scheduler.config.prediction_type == "v_prediction":
@@ -85,7 +88,16 @@ def denoising_losses(
         target = noise
     prediction: Tensor = denoiser(noisy, timesteps, encoder_hidden_states=context).sample
     losses: Tensor = (prediction.float() - target).square().flatten(1).mean(1)
-    return losses
+    return losses if min_snr is None else losses * _min_snr_weights(scheduler, timesteps, min_snr)
+
+
+def _min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) as a weight of the clean latent's error (Hang et al. 2023, sec. 3.4), carried over to the error
+    of what is predicted: over SNR for the noise, over SNR + 1 for the velocity; (N,)."""
+    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    ratio = kept / (1 - kept)
+    weights: Tensor = ratio.clamp(max=gamma) / (ratio + (scheduler.config.prediction_type == "v_prediction"))
+    return weights
 
 
 @torch.no_grad()

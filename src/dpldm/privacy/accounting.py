@@ -5,6 +5,10 @@ releases on the whole data set. All results are upper bounds on epsilon (pessimi
 imported inside the functions, so that commands that do not account start fast.
 """
 
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -124,6 +128,7 @@ def epsilon(
     return float(accountant.get_epsilon(left))
 
 
+@lru_cache(maxsize=256)
 def epsilon_of_group(
     noise_multiplier: float,
     sampling_probability: float,
@@ -131,13 +136,15 @@ def epsilon_of_group(
     delta: float,
     size: int,
     discretisation: float = 10 * DISCRETISATION,
+    beside: tuple[WholeRelease, ...] = (),
 ) -> float:
     """Upper bound of epsilon for adding or removing `size` units at once: what one image as the unit leaves a person.
 
     Binomially many of the units are in a batch, and at worst their clipped gradients all point the same way: a mixture
-    of Gaussians at 0, 1, ..., size, which dominates (Ganesh 2024, arXiv 2401.10294).
+    of Gaussians at 0, 1, ..., size, which dominates (Ganesh 2024, arXiv 2401.10294). A release beside the attempts
+    moves by `size` at most.
     """
-    from dp_accounting.pld.privacy_loss_distribution import from_mixture_gaussian_mechanism
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism, from_mixture_gaussian_mechanism
     from scipy.stats import binom
 
     together = list(range(size + 1))
@@ -145,7 +152,13 @@ def epsilon_of_group(
     attempt = from_mixture_gaussian_mechanism(
         noise_multiplier, together, chances, value_discretization_interval=discretisation
     )
-    return float(attempt.self_compose(steps).get_epsilon_for_delta(delta))
+    loss = attempt.self_compose(steps)
+    for release in beside:
+        one = from_gaussian_mechanism(
+            release.noise_multiplier, sensitivity=size, value_discretization_interval=discretisation
+        )
+        loss = loss.compose(one.self_compose(release.times))
+    return float(loss.get_epsilon_for_delta(delta))
 
 
 def epsilon_from_below(noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
@@ -187,6 +200,7 @@ def epsilon_rdp(
     return float(accountant.get_epsilon(delta))
 
 
+@lru_cache(maxsize=256)
 def epsilon_of_selection(
     noise_multiplier: float,
     sampling_probability: float,
@@ -194,12 +208,59 @@ def epsilon_of_selection(
     delta: float,
     mean_trials: float,
     beside: tuple[WholeRelease, ...] = (),
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
 ) -> float:
-    """Upper bound of epsilon of the best of a geometric number of trials (add or remove one), by Rényi DP.
+    """Upper bound of epsilon of the best of a geometric number of trials, by Rényi DP.
 
     Each trial is `steps` attempts and what is released beside them. Papernot and Steinke 2022 (arXiv 2110.03620),
-    theorem 2 with eta = 1. There is no such bound in dp-accounting for PLD, nor for replacing one.
+    theorem 2 with eta = 1. There is no such bound in dp-accounting for PLD, nor for replacing one, which is therefore
+    taken for removing one and adding another: (e, d)-DP for the one is (2 e, (1 + exp(e)) d)-DP for the other.
     """
+    accountant = _accountant_of_selection(noise_multiplier, sampling_probability, steps, mean_trials, beside)
+    if adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+        return float(accountant.get_epsilon(delta))
+    low, high = 0.0, 1.0
+    while accountant.get_epsilon(delta / (1 + math.exp(high))) > high:
+        low, high = high, high * 2
+        if high > 600:  # its exponential is no number any more
+            return float("inf")
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        enough = accountant.get_epsilon(delta / (1 + math.exp(middle))) <= middle
+        low, high = (low, middle) if enough else (middle, high)
+    return 2 * high
+
+
+def deltas_of_selection(
+    epsilons: NDArray[np.float64],
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    mean_trials: float,
+    beside: tuple[WholeRelease, ...] = (),
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
+) -> NDArray[np.float64]:
+    """Upper bounds of delta, (n,), of the mechanism of `epsilon_of_selection` at increasing `epsilons`, (n,).
+
+    The Rényi DP of every order is converted at every epsilon (Canonne, Kamath and Steinke 2020, arXiv 2004.00010,
+    proposition 12), so all pairs hold at once; what holds at a smaller epsilon holds at a larger one.
+    """
+    accountant = _accountant_of_selection(noise_multiplier, sampling_probability, steps, mean_trials, beside)
+    if adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+        deltas = np.array([accountant.get_delta(epsilon) for epsilon in epsilons])
+    else:  # (e, d) twice is (2 e, (1 + exp(e)) d)
+        deltas = np.array([(1 + math.exp(epsilon / 2)) * accountant.get_delta(epsilon / 2) for epsilon in epsilons])
+    return np.minimum.accumulate(np.minimum(1.0, deltas))
+
+
+def _accountant_of_selection(
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    mean_trials: float,
+    beside: tuple[WholeRelease, ...],
+) -> Any:
+    """A Rényi accountant (add or remove one) that holds one selection."""
     from dp_accounting import ComposedDpEvent
     from dp_accounting.dp_event import RepeatAndSelectDpEvent
     from dp_accounting.rdp import RdpAccountant
@@ -207,8 +268,21 @@ def epsilon_of_selection(
     attempts = _event(noise_multiplier, sampling_probability, steps)
     trial = ComposedDpEvent([attempts, *(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE) for release in beside)])
     accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
-    accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
-    return float(accountant.get_epsilon(delta))
+    with _dropped_orders_unsaid():
+        accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
+    return accountant
+
+
+@contextmanager
+def _dropped_orders_unsaid() -> Iterator[None]:
+    """dp-accounting warns of every order of Rényi DP that it leaves out; with fewer orders the bound is still one."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def delta_curve(
@@ -221,15 +295,6 @@ def delta_curve(
     accountant.compose(_event(noise_multiplier, sampling_probability, steps))
     epsilons = np.linspace(0.0, 30.0, 301)
     return epsilons, np.asarray(accountant.get_delta(epsilons))
-
-
-def delta_at(noise_multiplier: float, sampling_probability: float, steps: int, target_epsilon: float) -> float:
-    """Upper bound of delta at `target_epsilon` (add or remove one): the other way to read the same curve."""
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant(_relation(Adjacency.ADD_OR_REMOVE_ONE), DISCRETISATION)
-    accountant.compose(_event(noise_multiplier, sampling_probability, steps))
-    return float(accountant.get_delta(target_epsilon))
 
 
 def calibrate_noise(

@@ -7,7 +7,7 @@ probability; `LEVEL` is the probability that a correct mechanism is called a vio
                 (Nasr et al. 2023, arXiv 2302.07956)
     one run     guesses about many canaries of one run: Steinke, Nasr and Jagielski 2023 (arXiv 2305.08846), and
                 Mahloujifar, Melis and Chaudhuri 2024 (arXiv 2410.22235) for Gaussian trade-off curves
-    sampler     moments of independent coins
+    sampler     moments of independent coins; sizes, favourites and neighbours of batches that were cut
 """
 
 import math
@@ -149,7 +149,7 @@ def clopper_pearson(successes: int, n: int, level: float) -> float:
 
 @dataclass(frozen=True)
 class SamplerAudit:
-    """Tests of independent coins, each two-sided."""
+    """Tests of independent coins, and of cut batches if there are any."""
 
     units: int
     rounds: int
@@ -162,16 +162,28 @@ class SamplerAudit:
         return min(self.p_values.values()) < LEVEL / len(self.p_values)
 
 
-def sampler_audit(included: NDArray[np.bool_], sampling_probability: float) -> SamplerAudit:
+@dataclass(frozen=True)
+class CutBatches:
+    """Batches of a sampler that cuts about half of them."""
+
+    included: NDArray[np.bool_]  # (rounds, units)
+    largest: int  # what they are cut to
+
+
+def sampler_audit(
+    included: NDArray[np.bool_], sampling_probability: float, cut: CutBatches | None = None
+) -> SamplerAudit:
     """Judge batches of a sampler.
 
     Args:
         included: (rounds, units): who was in each batch.
         sampling_probability: q in (0, 1].
+        cut: other batches, for a plan that cuts them.
     """
     (rounds, units), q = included.shape, sampling_probability
+    of_cuts = {} if cut is None else _of_cuts(cut, q)
     if q == 1:
-        return SamplerAudit(units, rounds, {"everyone is in every batch": float(included.all())}, 0.0)
+        return SamplerAudit(units, rounds, {"everyone is in every batch": float(included.all())} | of_cuts, 0.0)
     coins = included - q
     p_values = {
         "rate": float(stats.binomtest(int(included.sum()), included.size, q).pvalue),
@@ -179,9 +191,41 @@ def sampler_audit(included: NDArray[np.bool_], sampling_probability: float) -> S
         "sizes of batches": _spread(included.sum(1), units, q),
         "pairs of units": _together(included[:, :-1], included[:, 1:], coins[:, :-1], coins[:, 1:], q),
         "successive batches": _together(included[:-1], included[1:], coins[:-1], coins[1:], q),
-    }
+    } | of_cuts
     errors = stats.norm.isf(LEVEL / len(p_values) / 2) + stats.norm.ppf(0.95)
     return SamplerAudit(units, rounds, p_values, float(errors * math.sqrt((1 - q) / (q * included.size))))
+
+
+def _of_cuts(cut: CutBatches, q: float) -> dict[str, float]:
+    """Given its size, a batch must be any part of that size with equal probability, whether it was cut or not."""
+    sizes, units = cut.included.sum(1), cut.included.shape[1]
+    full = int((sizes == cut.largest).sum())
+    chance = float(stats.binom.sf(cut.largest - 1, units, q))  # of a draw that fills the batch
+    return {
+        "cut batches are no larger": float(sizes.max(initial=0) <= cut.largest),
+        "how often batches are cut": float(stats.binomtest(full, len(sizes), chance).pvalue),
+        "units of cut batches": _favourites(cut.included),
+        "neighbours in cut batches": _runs(cut.included),
+    }
+
+
+def _favourites(included: NDArray[np.bool_]) -> float:
+    """Chi-square: is no unit kept more often than others, given the sizes of the batches?"""
+    units, shares = included.shape[1], included.mean(1)
+    variance = float((shares * (1 - shares)).sum()) * units / (units - 1)  # counts add up, which takes one degree
+    if variance == 0:
+        return 1.0
+    total = float(((included.sum(0) - shares.sum()) ** 2).sum()) / variance
+    return float(min(1.0, 2 * min(stats.chi2.cdf(total, units - 1), stats.chi2.sf(total, units - 1))))
+
+
+def _runs(included: NDArray[np.bool_]) -> float:
+    """Are neighbours kept or dropped together? Runs of included units, given the sizes (Wald and Wolfowitz 1940)."""
+    units, sizes = included.shape[1], included.sum(1)
+    runs = included[:, 0].sum() + (included[:, 1:] & ~included[:, :-1]).sum()
+    expected = (sizes * (units - sizes + 1) / units).sum()
+    variance = (sizes * (sizes - 1) * (units - sizes) * (units - sizes + 1) / (units**2 * (units - 1))).sum()
+    return float(2 * stats.norm.sf(abs(runs - expected) / math.sqrt(variance))) if variance > 0 else 1.0
 
 
 def _spread(counts: NDArray[np.int64], n: int, q: float) -> float:

@@ -59,6 +59,14 @@ class Budgeted(Protocol):
         ...
 
 
+class Charging(Protocol):
+    """What a mechanism needs of a ledger."""
+
+    def charge(self, plan: PrivacyPlan) -> int:
+        """See `Ledger.charge`."""
+        ...
+
+
 class LedgerError(Exception):
     """The ledger refuses: the text says why and what to do."""
 
@@ -160,12 +168,7 @@ class Ledger:
             BudgetExhausted: T + R attempts have been charged.
             LedgerError: the plan was never registered.
         """
-        self._require(plan)
-        used = self.attempts(plan)
-        if used >= plan.attempts:
-            raise BudgetExhausted
-        self._append({"event": "attempt", "plan": plan.digest(), "number": used + 1})
-        return used + 1
+        return self._charge(plan, "attempt", {}, self.attempts(plan), plan.attempts)
 
     def charge_query(self, plan: PrivacyPlan, question: Question) -> int:
         """Write the line of the next attempt at a question, flushed to disk, and return its number (1, 2, ...).
@@ -174,18 +177,18 @@ class Ledger:
             BudgetExhausted: all attempts at this question have been charged.
             LedgerError: the plan was never registered, or does not hold this question.
         """
-        self._require(plan)
         if question not in plan.queries:
             raise LedgerError(f"The plan does not hold this question ({question.kind}).")
-        used = self.query_attempts(plan, question)
-        if used >= question.attempts:
-            raise BudgetExhausted
-        self._append({"event": "query", "plan": plan.digest(), "query": question.kind, "number": used + 1})
-        return used + 1
+        asked = self.query_attempts(plan, question)
+        return self._charge(plan, "query", {"query": question.kind}, asked, question.attempts)
 
-    def _require(self, plan: Budgeted) -> None:
+    def _charge(self, plan: Budgeted, event: str, of: dict[str, str], used: int, paid_for: int) -> int:
         if not self.holds(plan):
             raise LedgerError("The plan has not been registered with this ledger.")
+        if used >= paid_for:
+            raise BudgetExhausted
+        self._append({"event": event, "plan": plan.digest(), **of, "number": used + 1})
+        return used + 1
 
     def contains(self, head: Head) -> bool:
         """Whether this ledger is a continuation of the one that had that head."""

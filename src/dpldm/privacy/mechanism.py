@@ -16,7 +16,7 @@ from torch import Tensor
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.grid import add_gaussian_on_grid
-from dpldm.privacy.ledger import Ledger
+from dpldm.privacy.ledger import Charging
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.sampling import poisson_batch
@@ -33,7 +33,7 @@ class PrivateGradient:
         entropy: source of the draw and the noise.
     """
 
-    def __init__(self, plan: PrivacyPlan, ledger: Ledger, clipped: ClippedSum, units: int, entropy: Entropy) -> None:
+    def __init__(self, plan: PrivacyPlan, ledger: Charging, clipped: ClippedSum, units: int, entropy: Entropy) -> None:
         built = (clipped.clip_norm, clipped.draws, clipped.rule)
         if built != (plan.max_grad_norm, plan.draws_per_example, plan.clipping):
             raise ValueError("The clipped sum was not built with the plan's clip norm, draws per example and clipping.")

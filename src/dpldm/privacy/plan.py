@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from dpldm.privacy.accounting import Adjacency, Cap, WholeRelease, calibrate_noise, epsilon
+from dpldm.privacy.accounting import Adjacency, Cap, WholeRelease, calibrate_noise, epsilon, epsilon_of_group
 from dpldm.privacy.questions import Question, question_of
 
 SMALLEST_DELTA = 1e-10
@@ -155,12 +155,24 @@ class PrivacyPlan:
         settings = (self.noise_multiplier, self.sampling_probability, attempts, self.delta, adjacency)
         return epsilon(*settings, cap=self.cap, beside=self.beside)
 
+    def stated_epsilon(self, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
+        """Upper bound of epsilon of all that the plan pays for, at its delta: what a release states."""
+        return self.epsilon_after(self.attempts, adjacency)
+
+    def epsilon_of_several(self, units: int) -> float | None:
+        """Upper bound of epsilon for adding or removing so many units at once; None if batches may be cut."""
+        if self.cap is not None:  # what a cut costs was worked out for one unit
+            return None
+        grid = 5e-3 * units  # coarse, and still an upper bound: losses grow with the number of units
+        settings = (self.noise_multiplier, self.sampling_probability, self.attempts, self.delta)
+        return epsilon_of_group(*settings, units, grid, self.beside)
+
     def epsilon_curve(self, points: int = 16) -> list[tuple[int, float]]:
         """(attempts, epsilon) at about equally spaced numbers of attempts, the last being T + R.
 
         Epsilons are upper bounds on a coarse grid, capped by the exact final value, which bounds them all.
         """
-        final = self.epsilon_after(self.attempts)
+        final = self.stated_epsilon()
         grid = sorted({max(1, round(self.attempts * (k + 1) / points)) for k in range(points)})
         return [
             (
@@ -206,53 +218,11 @@ def default_reserve(steps: int) -> int:
     return max(5, -(-steps // 50))
 
 
-def make_plan(
-    *,
-    dataset_id: str,
-    run: str,
-    epsilon: float,
-    delta: float,
-    records: int,
-    expected_batch_size: int,
-    steps: int,
-    reserve_steps: int | None = None,
-    max_grad_norm: float,
-    draws_per_example: int,
-    max_batch_size: int | None = None,
-    most_records: int | None = None,
-    clipping: str = "flat",
-    noise: str = "float",
-    unit: str = "image",
-    images_per_unit: int = 1,
-    public_benchmark: bool = False,
-    queries: tuple[Question, ...] = (),
-) -> PrivacyPlan:
-    """A plan whose noise is calibrated so that all T + R attempts and all queries together cost at most `epsilon`.
+def calibrated(plan: PrivacyPlan) -> PrivacyPlan:
+    """The same plan, its noise such that all T + R attempts and all queries together cost at most its epsilon.
 
     Raises:
-        ValueError: a constant is out of range; the message names it and what to change.
+        ValueError: no noise is enough; see `calibrate_noise`.
     """
-    constants = PrivacyPlan(
-        dataset_id=dataset_id,
-        run=run,
-        epsilon=epsilon,
-        delta=delta,
-        records=records,
-        expected_batch_size=expected_batch_size,
-        steps=steps,
-        reserve_steps=default_reserve(steps) if reserve_steps is None else reserve_steps,
-        max_grad_norm=max_grad_norm,
-        draws_per_example=draws_per_example,
-        max_batch_size=max_batch_size,
-        most_records=most_records,
-        clipping=clipping,
-        noise=noise,
-        unit=unit,
-        images_per_unit=images_per_unit,
-        noise_multiplier=0.0,
-        public_benchmark=public_benchmark,
-        queries=queries,
-    )
-    settings = (constants.sampling_probability, constants.attempts, constants.cap, constants.beside)
-    sigma = calibrate_noise(epsilon, delta, *settings)
-    return replace(constants, noise_multiplier=sigma)
+    settings = (plan.sampling_probability, plan.attempts, plan.cap, plan.beside)
+    return replace(plan, noise_multiplier=calibrate_noise(plan.epsilon, plan.delta, *settings))

@@ -7,6 +7,7 @@ alone, so that `verify` can account for them without torch.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ MOST_RESERVE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(ABC):
     """One Gaussian release on the whole data set, asked until it is answered once."""
 
     kind: ClassVar[str]  # its name in the ledger and in privacy.json; a plan holds each kind at most once
@@ -45,9 +46,9 @@ class Question:
         return 1 + self.reserve
 
     @property
+    @abstractmethod
     def replace_one(self) -> float:
         """What replacing one unit changes at most, in units of what adding or removing one does."""
-        raise NotImplementedError
 
     def release(self) -> WholeRelease:
         """What the accountant must know."""

@@ -6,17 +6,18 @@ score among it), and neither the other trials nor K are ever seen, then the whol
 however many candidates there are to choose from.
 
 K must stay inside: a ledger line for each trial would tell it, and with it the theorem's protection would be gone. So a
-selection is one plan with one line, written before its first trial.
+selection is one plan with one line, written before its first trial. Numbers alone, so that `verify` can account for
+them without torch; K is drawn by `sampling.draw_trials`.
 """
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
-from dpldm.privacy.accounting import epsilon_of_selection
-from dpldm.privacy.entropy import Entropy, random_units, random_words
+from dpldm.privacy.accounting import Adjacency, epsilon_of_selection
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import CandidateScores
 
@@ -25,11 +26,7 @@ MOST_MEAN_TRIALS = 1000.0
 
 @dataclass(frozen=True)
 class SelectionPlan:
-    """A geometric number of trials, fixed and public before the first; the ledger reserves it whole.
-
-    Its epsilon is for adding or removing one unit. None is stated for replacing one: the theorem's bound is by Rényi
-    DP, for which sampled Gaussians have no replace-one bound in dp-accounting.
-    """
+    """A geometric number of trials, their law fixed and public before the first; the ledger reserves it whole."""
 
     trial: PrivacyPlan  # constants of every trial, its score among the queries; its epsilon is that of the selection
     mean_trials: float  # of the geometric distribution
@@ -75,11 +72,21 @@ class SelectionPlan:
         """1: the line that opens the selection."""
         return 1
 
-    def stated_epsilon(self) -> float:
-        """Upper bound of epsilon of the selection, at its delta."""
+    @property
+    def score(self) -> CandidateScores:
+        """What each trial asks at its end, of itself alone."""
+        return next(question for question in self.trial.queries if isinstance(question, CandidateScores))
+
+    @property
+    def chance_of_a_candidate(self) -> float:
+        """Probability that a given candidate is tried at all: 1 - E[(1 - 1/k)^K]."""
+        return self.mean_trials / (self.mean_trials + self.candidates - 1)
+
+    def stated_epsilon(self, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
+        """Upper bound of epsilon of the selection, at its delta: what a release states."""
         trial = self.trial
         settings = (trial.noise_multiplier, trial.sampling_probability, trial.attempts, trial.delta)
-        return epsilon_of_selection(*settings, self.mean_trials, trial.beside)
+        return epsilon_of_selection(*settings, self.mean_trials, trial.beside, adjacency)
 
     def digest(self) -> str:
         """Identity of the plan: any change of a constant changes it."""
@@ -96,6 +103,39 @@ class SelectionPlan:
             "candidates": self.candidates,
             "trial": self.trial.constants(),
         }
+
+    @classmethod
+    def from_constants(cls, constants: Mapping[str, Any]) -> Self:
+        """The selection that `constants` describes.
+
+        Raises:
+            ValueError: a constant is out of range, contradicts the trial's, or is none of a selection.
+            TypeError, LookupError: a constant is missing.
+        """
+        trial = PrivacyPlan.from_constants(constants["trial"])
+        made = cls(trial, constants["mean_trials"], constants["candidates"])
+        if made.constants() != dict(constants):
+            raise ValueError("The constants of the selection contradict those of its trials.")
+        return made
+
+
+Plan = PrivacyPlan | SelectionPlan
+"""What a release rests on."""
+
+
+def plan_of_constants(constants: Mapping[str, Any]) -> Plan:
+    """The plan of either kind that `constants` describes.
+
+    Raises:
+        ValueError, TypeError, LookupError: see `from_constants` of both.
+    """
+    kind = SelectionPlan if constants.get("kind") == "selection" else PrivacyPlan
+    return kind.from_constants(constants)
+
+
+def trial_of(plan: Plan) -> PrivacyPlan:
+    """The constants of one run of Algorithm 1 under either kind of plan."""
+    return plan.trial if isinstance(plan, SelectionPlan) else plan
 
 
 def make_selection(trial: PrivacyPlan, mean_trials: float, candidates: int) -> SelectionPlan:
@@ -116,20 +156,7 @@ def make_selection(trial: PrivacyPlan, mean_trials: float, candidates: int) -> S
         low, high = high, high * 2
         if high > 1e6:
             raise ValueError("No noise keeps this selection within its epsilon: fewer trials, or a larger epsilon.")
-    while high - low > 0.001:
+    while high - low > 0.001 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if with_noise(middle).stated_epsilon() > trial.epsilon else (low, middle)
-    return with_noise(high)
-
-
-def draw_trials(plan: SelectionPlan, entropy: Entropy) -> list[int]:
-    """The candidate of each trial, in order. PRIVATE, its length above all; drawn once, after the selection's charge.
-
-    Coins with 64 fresh bits each, and the first success ends: its probability is floor(2**64 / mean) / 2**64, less than
-    1 / mean by one part in 10**16 at most, which is finer than the accountant's own arithmetic.
-    """
-    threshold = int(2**64 / Fraction(plan.mean_trials)) - 2**63  # as in `sampling`: a word w is the unsigned w + 2**63
-    trials = 1
-    while int(random_words(1, entropy)) >= threshold:
-        trials += 1
-    return (random_units(trials, entropy) * plan.candidates).long().tolist()
+    return with_noise(math.ceil(1000 * high) / 1000)

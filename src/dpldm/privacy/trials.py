@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpldm.privacy.audit import CutBatches
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy
-from dpldm.privacy.ledger import Budgeted, Ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.sampling import poisson_batch
 
 WIDTH = 8
 """Inputs of the audited layer."""
@@ -23,13 +24,10 @@ COMPANIONS = 7
 """Records that are in every batch: what divides by the size of a batch then shows."""
 
 
-class _NoLedger(Ledger):
+class _NoLedger:
     """Made-up gradients belong to nobody: an attempt on them is not counted."""
 
-    def __init__(self) -> None:
-        pass
-
-    def charge(self, plan: Budgeted) -> int:
+    def charge(self, plan: PrivacyPlan) -> int:
         return 1
 
 
@@ -71,6 +69,19 @@ def batches(plan: PrivacyPlan, units: int, rounds: int, entropy: Entropy | None 
         for row in found:
             row[mechanism.draw().numpy()] = True
     return found
+
+
+def cut_batches(plan: PrivacyPlan, units: int, rounds: int, entropy: Entropy | None = None) -> CutBatches:
+    """As `batches`, but cut as the plan's are, to a size that about half of them exceed.
+
+    Under the plan itself a cut is far too rare to be seen, and a plan of cuts as frequent as these is refused.
+    """
+    q, source = plan.sampling_probability, entropy or SystemEntropy()
+    largest = max(1, min(round(units * q), units // 2))
+    found = np.zeros((rounds, units), dtype=np.bool_)
+    for row in found:
+        row[poisson_batch(units, q, source, largest).numpy()] = True
+    return CutBatches(found, largest)
 
 
 def canary_scores(

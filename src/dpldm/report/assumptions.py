@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import Plan, SelectionPlan, trial_of
 
 
 class Status(StrEnum):
@@ -23,36 +24,52 @@ class Assumption:
     reason: str
 
 
-def assumptions(plan: PrivacyPlan, plans_on_this_data_set: int) -> list[Assumption]:
+def assumptions(plan: Plan, plans_on_this_data_set: int) -> list[Assumption]:
     """In the order of docs/privacy.md: what the code sees to first, what only the holder can know last."""
-    return [*_of_the_code(plan), *_of_the_holder(plan, plans_on_this_data_set)]
-
-
-def _of_the_code(plan: PrivacyPlan) -> list[Assumption]:
-    exact = plan.noise == "grid"
+    trial, selected = trial_of(plan), isinstance(plan, SelectionPlan)
     return [
-        Assumption("A record reaches the model only through its own gradient.", Status.HOLDS, _proved(1)),
+        *_of_the_code(trial, selected),
+        *(_of_the_selection() if selected else []),
+        *_of_the_holder(trial, plans_on_this_data_set),
+        *([_secret_from_everybody()] if selected else []),
+    ]
+
+
+def _of_the_code(plan: PrivacyPlan, selected: bool) -> list[Assumption]:
+    exact = plan.noise == "grid"
+    charged = (
+        Assumption(
+            "The whole selection was written to the ledger before its first trial touched a record.",
+            Status.HOLDS,
+            f"{_proved('S3')} All {plan.attempts} attempts of a trial are accounted for, also those that were not "
+            "needed.",
+        )
+        if selected
+        else Assumption(
+            "Every attempt was written to the ledger before it touched a record.",
+            Status.HOLDS,
+            f"{_proved('6')} All {plan.attempts} attempts are accounted for, also those that were not needed.",
+        )
+    )
+    return [
+        Assumption("A record reaches the model only through its own gradient.", Status.HOLDS, _proved("1")),
         Assumption(
             f"What one {plan.unit} adds to a sum is cut to norm C, whatever it is, before noise is added.",
             Status.HOLDS,
-            _proved(2),
+            _proved("2"),
         ),
         Assumption(
             f"Each {plan.unit} enters a batch independently of all others, with probability "
             f"{plan.expected_batch_size}/{plan.records}.",
             Status.HOLDS,
-            _proved(3),
+            _proved("3"),
         ),
         Assumption(
             "Batches and noise come from the operating system's generator; no seed or state of it is stored.",
             Status.HOLDS,
-            _proved(4),
+            _proved("4"),
         ),
-        Assumption(
-            "Every attempt was written to the ledger before it touched a record.",
-            Status.HOLDS,
-            f"{_proved(6)} All {plan.attempts} attempts are accounted for, also those that were not needed.",
-        ),
+        charged,
         Assumption(
             "Delta is below 1/records.",
             Status.HOLDS,
@@ -68,8 +85,33 @@ def _of_the_code(plan: PrivacyPlan) -> list[Assumption]:
     ]
 
 
-def _proved(step: int) -> str:
+def _proved(step: str) -> str:
     return f"By construction: step {step} of the proof in docs/privacy.md, with the tests behind it."
+
+
+def _of_the_selection() -> list[Assumption]:
+    return [
+        Assumption(
+            "The trial that was kept was chosen by its noised score alone, among independent runs of one mechanism.",
+            Status.HOLDS,
+            _proved("S1"),
+        ),
+        Assumption(
+            "The number of trials is a random one that depends on no record; the trials that lost were deleted, and "
+            "nothing that is left tells how many there were.",
+            Status.HOLDS,
+            _proved("S2"),
+        ),
+    ]
+
+
+def _secret_from_everybody() -> Assumption:
+    return Assumption(
+        "Nobody outside learned how many trials there were, how long they took, or anything of those that lost.",
+        Status.OPEN,
+        "The number of trials must stay secret. Duration tells of it, and deleted files can come back from disks and "
+        "backups.",
+    )
 
 
 def _of_the_holder(plan: PrivacyPlan, plans: int) -> list[Assumption]:

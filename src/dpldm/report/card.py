@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from dpldm.config import RunConfig
-from dpldm.report.wording import guarantee_sentence, odds_sentence
+from dpldm.report.wording import guarantee_sentence, is_selection, odds_sentence, trial_constants
 
 PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#|!~&:@$"})
 WEB = re.compile(r"\bwww\.", re.IGNORECASE)
@@ -15,7 +15,7 @@ WEB = re.compile(r"\bwww\.", re.IGNORECASE)
 
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """README.md of the release directory."""
-    claim, plan = statement["guarantee"], statement["plan"]
+    claim, plan = statement["guarantee"], trial_constants(statement["plan"])
     benchmark = (
         "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
         if claim["public_benchmark"]
@@ -35,7 +35,7 @@ This release is {guarantee_sentence(statement)}.
 | updates made | {statement["updates"]} of {plan["steps"]} |
 | attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
 | clip norm C, rule, draws K | {plan["max_grad_norm"]:g}, {plan["clipping"]}, {plan["draws_per_example"]} |
-{_query_rows(plan)}| backbone (public) | {plain(statement["backbone"]["name"])} |
+{_selection_row(statement)}{_query_rows(plan)}| backbone (public) | {plain(statement["backbone"]["name"])} |
 | ledger head | {statement["ledger"]["head"]["seq"]}, `{statement["ledger"]["head"]["hash"]}` |
 
 Not protected, because declared public: the number of records as declared ({plan["records"]}), the class names, image
@@ -62,11 +62,22 @@ Every image here was drawn from a generative model; none is a photograph of anyo
 
 * {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
-* {_frequencies(config, statement["plan"])}
+* {_frequencies(config, trial_constants(statement["plan"]))}
 
 Limits: small classes and rare appearances are rendered worst; differential privacy does not remove bias from the
 data. Test any model trained on this set on real images before relying on it.
 """
+
+
+def _selection_row(statement: Mapping[str, Any]) -> str:
+    """A row of the table for a selection. The rows about sigma, updates and attempts are those of a trial."""
+    if not is_selection(plan := statement["plan"]):
+        return ""
+    rates = ", ".join(f"{rate:g}" for rate in statement["declared_constants"]["learning_rates"])
+    kept = statement["declared_constants"]["optimizer"]["learning_rate"]
+    return (
+        f"| selection | learning rate {kept:g} of {rates}; {plan['mean_trials']:g} trials on average, each as above |\n"
+    )
 
 
 def _query_rows(plan: Mapping[str, Any]) -> str:

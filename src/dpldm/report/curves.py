@@ -12,14 +12,17 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dpldm.privacy.accounting import Adjacency, epsilon_rdp
+from dpldm.privacy.accounting import Adjacency, deltas_of_selection, epsilon_of_selection, epsilon_rdp
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import Plan, SelectionPlan
 
 Floats = NDArray[np.float64]
 
 GRID = 1e-3
 """Of the privacy loss, for curves: ten times coarser than for the epsilon that is stated, and still pessimistic."""
 POINTS = 201
+LARGEST_EPSILON = 700.0
+"""Where a curve ends at the latest: beyond it e^epsilon is no number."""
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Rates of false alarms at which the best attack is told."""
 
@@ -33,8 +36,13 @@ class Curve:
 
     @property
     def advantage(self) -> float:
-        """The most by which any attack's true alarms can exceed its false ones: delta at epsilon 0."""
-        return float(self.deltas[0])
+        """The most by which any attack's true alarms can exceed its false ones: delta at epsilon 0.
+
+        Any pair bounds it (Kairouz, Oh and Viswanath 2015, arXiv 1311.0776). If deltas at small epsilons are loose, as
+        Rényi DP's are, others bound it better.
+        """
+        pure = np.tanh(self.epsilons / 2)  # (e^epsilon - 1) / (e^epsilon + 1)
+        return float(np.min(pure + (1 - pure) * self.deltas))
 
     def true_alarms(self, false_alarms: float) -> float:
         """Upper bound of the true-positive rate at a false-positive rate (Dong, Roth and Su 2022, eq. 6)."""
@@ -44,8 +52,18 @@ class Curve:
 
 
 @lru_cache(maxsize=8)
-def curve_of(plan: PrivacyPlan, adjacency: Adjacency) -> Curve:
-    """(epsilon, delta) of all attempts and queries of the plan, cut batches paid for."""
+def curve_of(plan: Plan, adjacency: Adjacency) -> Curve:
+    """(epsilon, delta) of all that the plan pays for. A selection's is that of the whole, never of a trial."""
+    epsilons = np.linspace(0.0, min(2 * plan.stated_epsilon(adjacency), LARGEST_EPSILON), POINTS)
+    if isinstance(plan, SelectionPlan):
+        trial = plan.trial
+        settings = (trial.noise_multiplier, trial.sampling_probability, trial.attempts, plan.mean_trials, trial.beside)
+        return Curve(epsilons, deltas_of_selection(epsilons, *settings, adjacency))
+    return Curve(epsilons, _deltas(plan, adjacency, epsilons))
+
+
+def _deltas(plan: PrivacyPlan, adjacency: Adjacency, epsilons: Floats) -> Floats:
+    """Upper bounds of delta, (n,), of all attempts and queries of one run, cut batches paid for."""
     from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
     from dp_accounting.pld import PLDAccountant
 
@@ -57,9 +75,8 @@ def curve_of(plan: PrivacyPlan, adjacency: Adjacency) -> Curve:
     for query in plan.beside:  # the accountant moves a replaced unit's sum by 2 (see privacy/accounting.py)
         relative = 2 / query.replace_one if replacing else 1.0
         accountant.compose(SelfComposedDpEvent(GaussianDpEvent(query.noise_multiplier * relative), query.times))
-    epsilons = np.linspace(0.0, 2 * plan.epsilon_after(plan.attempts, adjacency), POINTS)
     cuts = 0.0 if plan.cap is None else plan.cap.delta(plan.sampling_probability, plan.attempts)
-    return Curve(epsilons, np.minimum(1.0, np.asarray(accountant.get_delta(epsilons)) + cuts))
+    return np.minimum(1.0, np.asarray(accountant.get_delta(epsilons)) + cuts)
 
 
 def gaussian_mu(plan: PrivacyPlan) -> float:
@@ -68,14 +85,19 @@ def gaussian_mu(plan: PrivacyPlan) -> float:
     return math.sqrt(attempts + sum(query.times / query.noise_multiplier**2 for query in plan.beside))
 
 
-def epsilon_without_amplification(plan: PrivacyPlan) -> float:
+def epsilon_without_amplification(plan: Plan) -> float:
     """Epsilon (add or remove one) if the adversary knew who was in which batch: the closed form of a Gaussian.
 
-    Balle and Wang 2018, arXiv 1805.06530, theorem 8.
+    Balle and Wang 2018, arXiv 1805.06530, theorem 8. Of a selection, its bound with every unit in every batch.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
 
+    if isinstance(plan, SelectionPlan):
+        trial = plan.trial
+        return epsilon_of_selection(
+            trial.noise_multiplier, 1.0, trial.attempts, plan.delta, plan.mean_trials, trial.beside
+        )
     mu = gaussian_mu(plan)
 
     def excess(epsilon: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
 from dpldm.report.assumptions import assumptions
 from dpldm.report.curves import (
     FALSE_ALARMS,
@@ -23,7 +24,7 @@ from dpldm.report.curves import (
     epsilon_without_amplification,
     gaussian_mu,
 )
-from dpldm.report.wording import guarantee_sentence, odds_sentence, strength, upper
+from dpldm.report.wording import guarantee_sentence, odds_sentence, strength, trial_constants, upper
 
 MARK = "INTERNAL: do not publish"
 """Heads everything that was measured on private images; `verify` refuses a release that holds it."""
@@ -44,9 +45,9 @@ class Edition(StrEnum):
 
 @dataclass(frozen=True)
 class Recorded:
-    """What lies in a run's folder beside its release. INTERNAL, but for the first two."""
+    """What lies in a run's folder beside its release. INTERNAL, but for `audit` and `backbone`."""
 
-    audit: Mapping[str, Any] | None = None  # what `dpldm audit --json` wrote, of this very plan
+    audit: Mapping[str, Any] | None = None  # what `dpldm audit --json` wrote, of this very plan or of its trials'
     evaluation: Mapping[str, Any] | None = None  # private/evaluation.json
     backbone: Mapping[str, Any] | None = None  # its card; public
     durations: Sequence[Mapping[str, Any]] = ()  # lines of private/timings.jsonl
@@ -59,14 +60,16 @@ def report_of(statement: Mapping[str, Any], edition: Edition, recorded: Recorded
     Args:
         statement: a release's privacy.json, verified.
     """
-    plan = PrivacyPlan.from_constants(statement["plan"])
+    plan = plan_of_constants(statement["plan"])
+    trial, selected = trial_of(plan), isinstance(plan, SelectionPlan)
     curves = {adjacency: curve_of(plan, adjacency) for adjacency in Adjacency}
     internal = edition is Edition.INTERNAL
     return {
         "format": "dpldm-report-1",
         "edition": edition.value,
         **({"mark": MARK} if internal else {}),
-        "run": plan.run,
+        "run": trial.run,
+        "selection": selected,
         "plan_digest": statement["plan_digest"],
         "public_benchmark": plan.public_benchmark,
         "guarantee": _guarantee(statement, plan),
@@ -74,8 +77,8 @@ def report_of(statement: Mapping[str, Any], edition: Edition, recorded: Recorded
         "accounting": _accounting(statement["guarantee"], plan),
         "curves": {adjacency.value: _points(curve) for adjacency, curve in curves.items()},
         "trade_off": _trade_off(curves),
-        "spending": [[attempts, _up(epsilon)] for attempts, epsilon in plan.epsilon_curve()],
-        "unit": _unit(plan),
+        "spending": None if selected else [[attempts, _up(epsilon)] for attempts, epsilon in trial.epsilon_curve()],
+        "unit": _unit(trial),
         "assumptions": [asdict(assumption) for assumption in assumptions(plan, _plans(statement))],
         "ledger": {
             "data_set": plan.dataset_id,
@@ -84,7 +87,7 @@ def report_of(statement: Mapping[str, Any], edition: Edition, recorded: Recorded
         },
         "audit": _audit(recorded.audit),
         "public": _public(statement),
-        "work": _work(statement, plan, recorded.backbone),
+        "work": _work(statement, trial, recorded.backbone),
         "software": dict(statement["software"]),
         **({"internal": _internal(recorded, plan)} if internal else {}),
     }
@@ -99,7 +102,7 @@ def _plans(statement: Mapping[str, Any]) -> int:
     return int(statement["ledger"]["plans_on_this_data_set"])
 
 
-def _guarantee(statement: Mapping[str, Any], plan: PrivacyPlan) -> dict[str, Any]:
+def _guarantee(statement: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     claim = statement["guarantee"]
     return {
         "sentence": guarantee_sentence(statement),
@@ -109,8 +112,8 @@ def _guarantee(statement: Mapping[str, Any], plan: PrivacyPlan) -> dict[str, Any
         "strength": strength(claim["epsilon"]),
         "covers": claim["covers"],
         "mechanism": statement["mechanism"],
-        "mu_without_amplification": _up(gaussian_mu(plan), 2),
-        "attempts": plan.attempts,
+        "mu_without_amplification": None if isinstance(plan, SelectionPlan) else _up(gaussian_mu(plan), 2),
+        "attempts": trial_of(plan).attempts,
         "updates": statement["updates"],
     }
 
@@ -125,28 +128,37 @@ def _odds(claim: Mapping[str, Any], curve: Curve) -> dict[str, Any]:
     }
 
 
-def _accounting(claim: Mapping[str, Any], plan: PrivacyPlan) -> list[dict[str, str]]:
+def _accounting(claim: Mapping[str, Any], plan: Plan) -> list[dict[str, str]]:
     """Epsilon by every way to look at it, the stated one first."""
-    rows = [
-        ("adding or removing one", upper(claim["epsilon"]), "privacy loss distributions; what the release states"),
-        ("replacing one", upper(claim["epsilon_replace_one"]), "the same plan, the other adjacency"),
-    ]
-    if plan.cap is None:
-        rows.append(
-            ("Rényi cross-check", upper(epsilon_by_renyi(plan)), "adding or removing one, by other, looser code")
-        )
-    without = "if somebody knew which batches a record was in"
-    rows.append(("without amplification", upper(epsilon_without_amplification(plan)), without))
-    if plan.queries:
-        rows.append(("queries alone", upper(plan.epsilon_after(0)), "part of the stated epsilon"))
+    stated, replacing = upper(claim["epsilon"]), upper(claim["epsilon_replace_one"])
+    known = "if somebody knew which batches a record was in"
+    without = ("without amplification", upper(epsilon_without_amplification(plan)), known)
+    if isinstance(plan, SelectionPlan):
+        alone = "tuning once, without a choice; not what this release costs"
+        rows = [
+            ("adding or removing one", stated, "Rényi DP of the best of all trials; what the release states"),
+            ("replacing one", replacing, "removing one and adding another"),
+            without,
+            ("one trial alone", upper(plan.trial.stated_epsilon()), alone),
+        ]
+    else:
+        rows = [
+            ("adding or removing one", stated, "privacy loss distributions; what the release states"),
+            ("replacing one", replacing, "the same plan, the other adjacency"),
+        ]
+        if plan.cap is None:
+            checked = "adding or removing one, by other, looser code"
+            rows.append(("Rényi cross-check", upper(epsilon_by_renyi(plan)), checked))
+        rows.append(without)
+        if plan.queries:
+            rows.append(("queries alone", upper(plan.epsilon_after(0)), "part of the stated epsilon"))
     return [{"how": how, "epsilon": epsilon, "meaning": meaning} for how, epsilon, meaning in rows]
 
 
 def _points(curve: Curve) -> list[list[float]]:
-    """Pairs (epsilon, delta), every fifth of them."""
-    return [
-        [round(float(e), 4), float(f"{d:.4g}")] for e, d in zip(curve.epsilons[::5], curve.deltas[::5], strict=True)
-    ]
+    """Pairs (epsilon, delta), every fifth of them, delta to four digits."""
+    pairs = zip(curve.epsilons[::5].tolist(), curve.deltas[::5].tolist(), strict=True)
+    return [[_up(e), min(1.0, _up(d, 3 - math.floor(math.log10(d)))) if d > 1e-300 else d] for e, d in pairs]
 
 
 def _trade_off(curves: Mapping[Adjacency, Curve]) -> dict[str, list[float]]:
@@ -177,7 +189,7 @@ def _audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _public(statement: Mapping[str, Any]) -> list[dict[str, str]]:
     """What was declared public and is therefore not protected, a line each."""
-    declared, plan = statement["declared_constants"], statement["plan"]
+    declared, plan = statement["declared_constants"], trial_constants(statement["plan"])
     sampling, optimizer = declared["sampling"], declared["optimizer"]
     size = f"{declared['image_size']} x {declared['image_size']}, {'grey' if declared['channels'] == 1 else 'colour'}"
     window = f"; 16-bit window {declared['window'][0]} to {declared['window'][1]}" if declared["window"] else ""
@@ -194,13 +206,38 @@ def _public(statement: Mapping[str, Any]) -> list[dict[str, str]]:
         "clip norm C, rule": f"{plan['max_grad_norm']:g}, {plan['clipping']}",
         "draws per example K": f"{plan['draws_per_example']}",
         **{f"query {query['kind']}": _query(query) for query in plan.get("queries", ())},
+        **_selection(statement),
         "Adam": ", ".join(
-            f"{name.removeprefix('adam_').replace('_', ' ')} {value:g}" for name, value in optimizer.items()
+            f"{name.removeprefix('adam_').replace('_', ' ')} {_setting(value)}" for name, value in optimizer.items()
         ),
         "drawing": f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}, "
-        f"seed {sampling['seed']}",
+        f"seed {sampling['seed']}{_kept(sampling)}",
     }
     return [{"name": name, "value": value} for name, value in lines.items()]
+
+
+def _selection(statement: Mapping[str, Any]) -> dict[str, str]:
+    """A line for a selection. The lines about sigma, attempts and queries are those of each trial."""
+    if "learning_rates" not in (declared := statement["declared_constants"]):
+        return {}
+    rates = ", ".join(f"{rate:g}" for rate in declared["learning_rates"])
+    trials = f"{statement['plan']['mean_trials']:g} trials on average, each as above; their number is secret"
+    return {"selection": f"learning rate {declared['optimizer']['learning_rate']:g} of {rates}; {trials}"}
+
+
+def _setting(value: Any) -> str:
+    """A setting of the optimizer as a person writes it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_setting, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "none", False: "no", True: "yes"}[value]
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _kept(sampling: Mapping[str, Any]) -> str:
+    """What part of the drawn images was kept, if not all."""
+    share = sampling.get("keep", 1)
+    return f"; of the drawn images the {share:.0%} whose class is plainest" if share < 1 else ""
 
 
 def _classes(labels: Sequence[str]) -> str:
@@ -218,9 +255,10 @@ def _query(query: Mapping[str, Any]) -> str:
 def _work(statement: Mapping[str, Any], plan: PrivacyPlan, backbone: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """What the run and its backbone took, as far as it follows from declared constants and public facts."""
     examples, draws = statement["updates"] * plan.expected_batch_size, plan.draws_per_example
+    kept = " of the trial that was kept" if "learning_rates" in statement["declared_constants"] else ""
     lines = {
-        "updates": f"{statement['updates']:,} of {plan.steps:,}",
-        "gradients, expected": f"{examples:,}, of {draws} draw{'s' if draws > 1 else ''} each",
+        f"updates{kept}": f"{statement['updates']:,} of {plan.steps:,}",
+        f"gradients{kept}, expected": f"{examples:,}, of {draws} draw{'s' if draws > 1 else ''} each",
     }
     recipe = (backbone or {}).get("recipe")
     if backbone and isinstance(recipe, Mapping) and "public_images" in backbone:
@@ -229,7 +267,7 @@ def _work(statement: Mapping[str, Any], plan: PrivacyPlan, backbone: Mapping[str
     return [{"name": name, "value": value} for name, value in lines.items()]
 
 
-def _internal(recorded: Recorded, plan: PrivacyPlan) -> dict[str, Any]:
+def _internal(recorded: Recorded, plan: Plan) -> dict[str, Any]:
     spent: dict[str, float] = {}
     for line in recorded.durations:
         stage = line["stage"].removesuffix("_if_possible")
@@ -242,7 +280,7 @@ def _internal(recorded: Recorded, plan: PrivacyPlan) -> dict[str, Any]:
     }
 
 
-def _ledger(lines: Sequence[Mapping[str, Any]], plan: PrivacyPlan) -> dict[str, Any] | None:
+def _ledger(lines: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any] | None:
     """All plans on the data set, and what they cost together."""
     if not lines:
         return None

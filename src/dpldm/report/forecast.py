@@ -7,6 +7,7 @@ from rich.text import Text
 from dpldm.console import duration
 from dpldm.evaluation.evaluate import Evaluation
 from dpldm.planning import Choice, Forecast
+from dpldm.privacy.selection import SelectionPlan
 from dpldm.report.wording import upper
 
 
@@ -19,6 +20,11 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     claim = f"epsilon {upper(forecast.epsilon)}, delta {plan.delta:g}"
     table.add_row("guarantee", f"{claim}, adding or removing one {plan.unit}")
     table.add_row("", f"epsilon {upper(forecast.epsilon_replace_one)} for replacing one {plan.unit}")
+    if forecast.epsilon_of_person:
+        of_person = ", ".join(f"{upper(value)} with {images}" for images, value in forecast.epsilon_of_person)
+        table.add_row("", f"for a person with several images: epsilon {of_person}")
+    if forecast.selection is not None:
+        _add_selection(table, forecast.selection)
     table.add_row(
         "sampling probability q",
         f"{plan.sampling_probability:.5f} = {plan.expected_batch_size} / {plan.records}",
@@ -30,7 +36,7 @@ def forecast_table(forecast: Forecast) -> RenderableType:
         table.add_row(
             f"query {question.kind}", f"noise {question.noise_multiplier:g}, once, {question.reserve} in reserve"
         )
-    if plan.queries:
+    if plan.queries and forecast.selection is None:
         table.add_row("queries alone", f"epsilon {upper(forecast.epsilon_of_queries)}, part of the guarantee's")
     curve = "  ".join(f"{n}: {upper(value)}" for n, value in forecast.epsilon_curve)
     table.add_row("epsilon after attempts", curve)
@@ -41,9 +47,22 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     )
     table.add_row("noise-to-signal", f"{forecast.noise_to_signal:.2f} = sigma sqrt(P) / L, per step")
     if forecast.seconds is not None:
-        table.add_row("fine-tuning here", f"about {duration(forecast.seconds)}, {forecast.memory_bytes / 1e9:.1f} GB")
+        average = "on average " if forecast.selection is not None else ""
+        table.add_row(
+            "fine-tuning here", f"{average}about {duration(forecast.seconds)}, {forecast.memory_bytes / 1e9:.1f} GB"
+        )
     warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
     return Group(table, *warnings)
+
+
+def _add_selection(table: Table, selection: SelectionPlan) -> None:
+    """What a selection costs, and what it can miss."""
+    table.add_row(
+        "selection",
+        f"best of a secret number of trials, {selection.mean_trials:g} on average; each of {selection.candidates} "
+        f"learning rates is tried with probability {selection.chance_of_a_candidate:.0%}",
+    )
+    table.add_row("", f"a trial alone: epsilon {upper(selection.trial.stated_epsilon())}; all below is of one trial")
 
 
 def choices_table(choices: list[Choice], current: str) -> RenderableType:

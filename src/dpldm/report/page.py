@@ -53,8 +53,9 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
         "guesses": charts.guesses_chart(report["odds"]["right_of_100"]),
         "delta": charts.delta_chart(dict(report["curves"]), guarantee["epsilon"], guarantee["delta"]),
         "attack": charts.attack_chart(rates, trade),
-        "spending": charts.spending_chart(report["spending"]),
     }
+    if report["spending"] is not None:
+        drawn["spending"] = charts.spending_chart(report["spending"])
     utility = ((report.get("internal") or {}).get("evaluation") or {}).get("utility")
     return drawn | ({"accuracy": charts.accuracy_chart(utility["scores"])} if utility else {})
 

@@ -30,15 +30,35 @@ def guarantee_sentence(statement: Mapping[str, Any]) -> str:
 
 
 def covers(plan: Mapping[str, Any]) -> str:
-    """What the guarantee of a plan (its constants) is about."""
-    answers = " and query answers" if plan.get("queries") else ""
+    """What the guarantee of a plan of either kind (its constants) is about."""
+    answers = " and query answers" if trial_constants(plan).get("queries") else ""
+    if is_selection(plan):
+        return (
+            f"all noised gradients{answers} of the trial that was kept, its score and its learning rate, hence every "
+            "model and image made from them; neither the number of trials nor anything of the others, which were "
+            "deleted"
+        )
     return f"all noised gradients{answers} of the run, hence every model and image made from them"
 
 
 def mechanism(plan: Mapping[str, Any]) -> str:
-    """The mechanism of a plan (its constants) in a line."""
-    first = "Gaussian queries, then " if plan.get("queries") else ""
-    return f"{first}Poisson-subsampled Gaussian ({plan['noise']} noise), {plan['clipping']} clipping"
+    """The mechanism of a plan of either kind (its constants) in a line."""
+    trial = trial_constants(plan)
+    before = "Gaussian queries, then " if trial.get("queries") else ""
+    if is_selection(plan):
+        before = "best of a secret, geometric number of trials by a noised score, each Gaussian queries and "
+    return f"{before}Poisson-subsampled Gaussian ({trial['noise']} noise), {trial['clipping']} clipping"
+
+
+def is_selection(plan: Mapping[str, Any]) -> bool:
+    """Whether these are the constants of a selection among trials."""
+    return plan.get("kind") == "selection"
+
+
+def trial_constants(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The constants of one run of Algorithm 1 under a plan of either kind."""
+    trial: Mapping[str, Any] = plan["trial"] if is_selection(plan) else plan
+    return trial
 
 
 def unit_in_words(unit: str) -> str:

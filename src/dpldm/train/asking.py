@@ -1,9 +1,10 @@
-"""The run's questions: asked once before the first attempt, answered with noise, kept, and never asked again.
+"""The run's questions: asked once, answered with noise, kept, and never asked again.
 
 An answer is a DP output and lies in the run's folder beside the checkpoint. A crash between the charge and the answer
 wastes an attempt of that question's reserve, nothing else.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,40 +16,79 @@ from dpldm.errors import UserError
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.queries import Places, ask, class_counts, class_sums
+from dpldm.privacy.queries import Places, ask, class_counts, class_means, class_sums
 from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
-from dpldm.run import Run
+from dpldm.privacy.selection import Plan
+from dpldm.run import Run, require_same_backbone
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
 
 def ask_all(
-    run: Run, plan: PrivacyPlan, ledger: Ledger, latents: PrivateLatents, classes: int, entropy: Entropy
+    run: Run,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    latents: PrivateLatents,
+    classes: int,
+    backbone: str,
+    entropy: Entropy,
 ) -> None:
-    """Ask every question of the plan that has no answer yet, and keep the answers.
+    """Ask every question about the images as they are, those that have no answer yet, and keep the answers.
+
+    Args:
+        backbone: digest of the backbone that encoded the latents.
 
     Raises:
-        UserError: a question's attempts are used up without an answer, or a kept answer is not of this plan and ledger.
+        UserError: a question's attempts are used up without an answer, or a kept answer is not of this plan, ledger
+            and backbone.
     """
     for question in plan.queries:
-        if read_answer(run, plan, question, ledger) is not None:
-            continue
+        if not isinstance(question, ClassHistogram | ClassMeans):
+            continue  # a trial's score, which is asked when there is a model
         try:
-            answer = ask(question, partial(_total, question, latents, classes), plan, ledger, entropy)
+            ask_once(question, partial(_total, question, latents, classes), run, plan, ledger, backbone, entropy)
         except BudgetExhausted:
             raise UserError(
                 f"All {question.attempts} attempts at the query {question.kind} of the run {run.config.name!r} are "
                 "used, and its folder holds no answer: put the folder back, or give this run a new name and pay again."
             ) from None
-        facts = {"plan": plan.digest(), "question": question.constants(), "head": [ledger.head.seq, ledger.head.hash]}
-        run.answers.mkdir(exist_ok=True)
-        save_checkpoint(_place(run, question), {"answer": {"noised": answer}}, facts)
 
 
-def read_answer(run: Run, plan: PrivacyPlan, question: Question, ledger: Ledger) -> Tensor | None:
+def ask_once(
+    question: Question,
+    total: Callable[[], Tensor],
+    run: Run,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    backbone: str,
+    entropy: Entropy,
+) -> Tensor:
+    """The kept answer to a question, or one that is asked now (see `queries.ask`) and kept.
+
+    Raises:
+        BudgetExhausted: its attempts are used up without an answer.
+        UserError: see `read_answer`.
+    """
+    kept = read_answer(run, plan, question, ledger, backbone)
+    if kept is not None:
+        return kept
+    answer, head = ask(question, total, plan, ledger, entropy), ledger.head
+    facts = {
+        "plan": plan.digest(),
+        "question": question.constants(),
+        "backbone": backbone,
+        "head": [head.seq, head.hash],
+    }
+    run.answers.mkdir(exist_ok=True)
+    save_checkpoint(_place(run, question), {"answer": {"noised": answer}}, facts)
+    return answer
+
+
+def read_answer(run: Run, plan: Plan, question: Question, ledger: Ledger, backbone: str) -> Tensor | None:
     """The noised answer to a question of the plan, or None if there is none yet.
 
     Raises:
-        UserError: it was given under another plan, or its charge is not in the ledger.
+        UserError: it was given under another plan, about the latents of another backbone, or its charge is not in the
+            ledger.
     """
     path = _place(run, question)
     if not path.exists():
@@ -59,6 +99,7 @@ def read_answer(run: Run, plan: PrivacyPlan, question: Question, ledger: Ledger)
             f"The answer to the query {question.kind} was given under another privacy plan: give this run a new name, "
             "or restore the privacy settings it was started with."
         )
+    require_same_backbone(backbone, facts, run)
     if not ledger.contains(Head(*facts["head"])):
         raise UserError(
             f"The ledger {run.ledger.name} does not contain the query {question.kind} of this run (it was cut, "
@@ -67,18 +108,33 @@ def read_answer(run: Run, plan: PrivacyPlan, question: Question, ledger: Ledger)
     return groups["answer"]["noised"]
 
 
+def noised_means(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: str) -> Tensor:
+    """The noised mean latent of each class, (K, d) float64, which the plan has asked for.
+
+    Raises:
+        UserError: see `read_answer`.
+        LookupError: the plan has no such question, or it has not been answered.
+    """
+    for question in plan.queries:
+        if isinstance(question, ClassMeans):
+            answer = read_answer(run, plan, question, ledger, backbone)
+            if answer is not None:
+                return class_means(question, answer)[0]
+    raise LookupError("The plan has no answer about class means.")
+
+
+def places_of(latents: PrivateLatents) -> Places:
+    """All units with their images. PRIVATE."""
+    records, weights = latents.records_of(torch.arange(latents.units))
+    return Places(records, latents.labels[records], weights)
+
+
 def _place(run: Run, question: Question) -> Path:
     return run.answers / f"{question.kind}.safetensors"
 
 
-def _total(question: Question, latents: PrivateLatents, classes: int) -> Tensor:
+def _total(question: ClassHistogram | ClassMeans, latents: PrivateLatents, classes: int) -> Tensor:
     """The sum that `question` asks for. PRIVATE."""
-    records, weights = latents.records_of(torch.arange(latents.units))
-    places = Places(records, latents.labels[records], weights)
-    match question:
-        case ClassHistogram():
-            return class_counts(places, classes)
-        case ClassMeans():
-            return class_sums(question, places, latents.posterior.mean, classes)
-        case _:
-            raise NotImplementedError(question.kind)  # a run has nothing to score candidates by
+    if isinstance(question, ClassHistogram):
+        return class_counts(places_of(latents), classes)
+    return class_sums(question, places_of(latents), latents.posterior.mean, classes)

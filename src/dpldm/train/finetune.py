@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from dpldm.config import RunConfig
+from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.fingerprints import note_fingerprint
 from dpldm.data.latents import PrivateLatents, private_latents, private_source
 from dpldm.device import chosen_device
@@ -20,13 +19,17 @@ from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum, UnsupportedModel
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
 from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import Budgeted, BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
-from dpldm.train.asking import ask_all
+from dpldm.train.asking import ask_all, noised_means
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from dpldm.train.optimizer import CorrectedAdam, averaged
+from dpldm.train.schedule import rate
+from dpldm.train.timesteps import Timesteps
+from dpldm.train.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,32 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     Raises:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
     """
+    if config.selection.learning_rates:
+        raise UserError("This config declares a selection: use `dpldm.select`, or leave selection.learning_rates out.")
     run, plan = Run(config), plan_of(config)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
+    tuner, latents = prepared(config, plan, backbone)
+    cap, declared = ledger_cap(config), config.privacy.cap
+    try:
+        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
+            resume(tuner, run, plan, ledger)
+            register(plan, ledger, config)
+            ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy())
+            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+
+
+def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple["Tuner", PrivateLatents]:
+    """Refuse all that can be refused, make the run's folder, read and encode the private images; nothing is charged.
+
+    Raises:
+        UserError: the backbone, the settings or the data do not allow the run.
+    """
+    run = Run(config)
     check_fit(config, backbone)
     run.create()
-    tuner = Tuner(backbone, config)
+    tuner = Tuner(backbone, config, plan)
     require_examples_apart(tuner, backbone, config)
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
@@ -59,18 +83,30 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
     )
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
-    cap, declared = ledger_cap(config), config.privacy.cap
-    try:
-        with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
-            resume(tuner, run, plan, ledger)
-            register(plan, ledger, config)
-            ask_all(run, plan, ledger, latents, len(config.data.labels), SystemEntropy())
-            yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
-    except LedgerError as error:
-        raise UserError(str(error)) from None
+    return tuner, latents
 
 
-def register(plan: PrivacyPlan, ledger: Ledger, config: RunConfig) -> None:
+def ask_and_start(
+    tuner: "Tuner",
+    scheduler: DDPMScheduler,
+    run: Run,
+    plan: PrivacyPlan,
+    ledger: Ledger,
+    latents: PrivateLatents,
+    entropy: Entropy,
+) -> None:
+    """Ask the plan's questions, and start a tuner that has no update yet from the noised class means, if that is set.
+
+    Raises:
+        UserError: see `ask_all`.
+    """
+    ask_all(run, plan, ledger, latents, len(run.config.data.labels), tuner.backbone_digest, entropy)
+    if run.config.optimizer.warm_start_steps and tuner.updates == 0:
+        means = noised_means(run, plan, ledger, tuner.backbone_digest)
+        tuner.start_from(means.float().view(-1, *latents.posterior.mean.shape[1:]), scheduler)
+
+
+def register(plan: Budgeted, ledger: Ledger, config: RunConfig) -> None:
     """Reserve the plan's budget, and note beside the ledger which state of the data it is spent on."""
     if not ledger.holds(plan):
         note_fingerprint(ledger.path, plan.digest(), private_source(config.data))
@@ -88,8 +124,8 @@ def algorithm_1(
 ) -> Iterator[FinetuneStep]:
     """Algorithm 1: T times draw, clip, sum, noise, divide, update."""
     curve = plan.epsilon_curve()
-    shape, timesteps = latents.posterior.mean.shape[1:], int(scheduler.config.num_train_timesteps)
-    dropout = run.config.optimizer.label_dropout
+    settings = run.config.optimizer
+    shape, timesteps = latents.posterior.mean.shape[1:], timestep_law(scheduler, settings)
     constants = (plan.max_grad_norm, plan.draws_per_example, plan.clipping)
     with ClippedSum(tuner.network, tuner.trainable, *constants) as clipped:
         mechanism = PrivateGradient(plan, ledger, clipped, latents.units, entropy)
@@ -100,8 +136,11 @@ def algorithm_1(
                 yield _shown(tuner, plan, ledger, curve, ended_early=True)
                 return
             for records, weights in latents.passes(batch, run.config.runtime.physical_batch_size):  # none if empty
-                draws = fresh_draws(records.numel(), plan.draws_per_example, shape, timesteps, dropout, entropy)
-                losses = example_losses(tuner.network, scheduler, latents, records.flatten(), draws)
+                of_batch = (records.numel(), plan.draws_per_example, shape)
+                draws = fresh_draws(*of_batch, timesteps, settings.label_dropout, entropy)
+                losses = example_losses(
+                    tuner.network, scheduler, latents, records.flatten(), draws, min_snr=settings.min_snr
+                )
                 weights = weights.to(losses.device)
                 of_units = (losses.view_as(weights) * weights).sum(1)  # one gradient per unit: the mean over its images
                 mechanism.accumulate(of_units, weights.any(1), records.shape[1])  # clip each unit's to C, add
@@ -120,8 +159,13 @@ class Draws:
     null: Tensor  # (B,) bool: the label is hidden, for guidance; the same for all draws of a record
 
 
+def timestep_law(scheduler: DDPMScheduler, settings: OptimizerConfig) -> Timesteps:
+    """Which timesteps of the backbone's noise schedule are trained on, and how often."""
+    return Timesteps(int(scheduler.config.num_train_timesteps), settings.timesteps)
+
+
 def fresh_draws(
-    records: int, draws: int, shape: torch.Size, timesteps: int, label_dropout: float, entropy: Entropy
+    records: int, draws: int, shape: torch.Size, timesteps: Timesteps, label_dropout: float, entropy: Entropy
 ) -> Draws:
     """Draws for one physical pass, every value from entropy of its own.
 
@@ -136,13 +180,19 @@ def fresh_draws(
     return Draws(
         latent=gaussian(),
         noise=gaussian(),
-        timestep=(random_units(rows, entropy) * timesteps).long(),
+        timestep=timesteps.at(random_units(rows, entropy)),
         null=random_units(records, entropy) < label_dropout,
     )
 
 
 def example_losses(
-    network: UNet2DConditionModel, scheduler: DDPMScheduler, latents: PrivateLatents, rows: Tensor, draws: Draws
+    network: UNet2DConditionModel,
+    scheduler: DDPMScheduler,
+    latents: PrivateLatents,
+    rows: Tensor,
+    draws: Draws,
+    *,
+    min_snr: float | None = None,
 ) -> Tensor:
     """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise).
 
@@ -154,41 +204,50 @@ def example_losses(
     labels = latents.labels[rows]
     shown = torch.where(draws.null | (labels < 0), classes, labels)
     context = condition(shown, classes).repeat_interleave(each, 0)
-    inputs = (tensor.to(device) for tensor in (samples, context, draws.timestep, draws.noise))
-    losses = denoising_losses(network, scheduler, *inputs)
+    inputs = [tensor.to(device) for tensor in (samples, context, draws.timestep, draws.noise)]
+    losses = denoising_losses(network, scheduler, *inputs, min_snr=min_snr)
     return losses.view(-1, each).mean(1)
 
 
 class Tuner:
     """The tuned network with its optimizer and averaged weights: all of it a function of noised gradients."""
 
-    def __init__(self, backbone: Backbone, config: RunConfig) -> None:
+    def __init__(self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan) -> None:
         adapt_to_labels(backbone.denoiser, len(config.data.labels))
         self.network: UNet2DConditionModel = backbone.denoiser.eval()
         self.trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
         self.backbone_digest = backbone.digest
-        self.settings = optimizer = config.optimizer
-        self.optimizer = torch.optim.Adam(
-            self._parameters, lr=optimizer.learning_rate, betas=(optimizer.adam_beta1, optimizer.adam_beta2)
-        )
-        self.average = EMAModel(self._parameters, decay=optimizer.ema_decay)
+        self.settings, self.steps = config.optimizer, plan.steps
+        self.optimizer = self._adam(plan.noise_multiplier / plan.expected_batch_size)
+        self.average = averaged(self.settings.average, self._parameters, self.settings.ema_decay)
         self.updates = 0
+
+    def _adam(self, noise_deviation: float) -> torch.optim.Adam:
+        settings = self.settings
+        rate, betas = settings.learning_rate, (settings.adam_beta1, settings.adam_beta2)
+        if settings.noise_correction:
+            return CorrectedAdam(self._parameters, rate, betas, noise_deviation)
+        return torch.optim.Adam(self._parameters, lr=rate, betas=betas)
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.trainable.values())
 
     def update(self, gradient: Mapping[str, Tensor]) -> None:
-        """One step of Adam with linear warm-up, then one step of the average."""
-        warmup = self.settings.warmup_steps
-        factor = min(1.0, (self.updates + 1) / (warmup + 1))
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * factor
+        """One step of Adam, then one step of the average."""
+        settings = self.settings
+        factor = rate(settings.decay, self.updates, self.steps, settings.warmup_steps)
+        self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         for name, parameter in self.trainable.items():
             parameter.grad = gradient[name].to(parameter.device)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self._parameters)
         self.updates += 1
+
+    def start_from(self, means: Tensor, scheduler: DDPMScheduler) -> None:
+        """Tell classes apart by their noised mean latents, (K, c, h, w), before the first update."""
+        warm_start(self.network, self.trainable, scheduler, means, self.settings.warm_start_steps)
 
     def save(self, run: Run, plan: PrivacyPlan, head: Head) -> None:
         """Checkpoint after every update, so that a kill costs at most the attempt under way."""
@@ -292,7 +351,7 @@ def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) 
         UserError: the network lets examples of a batch meet, or has layers whose gradients cannot be clipped.
     """
     shape = torch.Size(latent_shape(backbone.autoencoder, config.data.image_size))
-    draws = fresh_draws(3, 1, shape, int(backbone.scheduler.config.num_train_timesteps), 0.0, SystemEntropy())
+    draws = fresh_draws(3, 1, shape, timestep_law(backbone.scheduler, config.optimizer), 0.0, SystemEntropy())
     labels = torch.zeros(3, dtype=torch.int64) - (0 if config.data.labels else 1)
 
     def losses_of(means: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dpldm.config import StageRecipe
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dpldm.train.public_data import step_generator
-from dpldm.train.schedule import warmup_cosine
+from dpldm.train.schedule import rate
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PublicTraining(ABC):
         """Train to the end of the recipe, saving every `checkpoint_every` steps."""
         recipe = self._recipe
         while self.done < recipe.steps:
-            factor = warmup_cosine(self.done, recipe.steps, recipe.warmup_steps)
+            factor = rate("cosine", self.done, recipe.steps, recipe.warmup_steps)
             self.optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor
             loss = self.loss(step_generator(self.seed, self.done))
             self.optimizer.zero_grad()

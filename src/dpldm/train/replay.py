@@ -83,7 +83,7 @@ def replay(config: RunConfig, plan: PrivacyPlan, seed: int = 0) -> list[Pair]:
     backbone = load_backbone(config.backbone)
     check_fit(config, backbone)
     own = _copied(backbone)
-    require_examples_apart(Tuner(own, config), own, config)
+    require_examples_apart(Tuner(own, config, plan), own, config)
     common, extra = (_made_up(config, plan, backbone, units, seed) for units in (COMMON, 1))
     null = replace(extra, usable=torch.zeros_like(extra.usable))
     found = []
@@ -116,7 +116,7 @@ def observe(config: RunConfig, plan: PrivacyPlan, backbone: Backbone, latents: P
         run = Run(_here(config, Path(folder), physical=PASS * _images_of_a_unit(plan)))
         run.private.mkdir(parents=True)
         entropy = _Entropy(seed)
-        tuner = _Replayed(_copied(backbone), config, everyone, plan.noise_multiplier, entropy)
+        tuner = _Replayed(_copied(backbone), config, shortened, plan.noise_multiplier, entropy)
         shown: list[FinetuneStep] = []
         with open_ledger(run.ledger, plan.dataset_id, None) as ledger:
             ledger.register(shortened)
@@ -157,12 +157,13 @@ class _Replayed(Tuner):
     """Keeps what the mechanism hands out, and goes on from made-up noise, the same in every world."""
 
     def __init__(
-        self, backbone: Backbone, config: RunConfig, divisor: int, noise_multiplier: float, entropy: _Entropy
+        self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan, noise_multiplier: float, entropy: _Entropy
     ) -> None:
-        super().__init__(backbone, config)
+        super().__init__(backbone, config, plan)
         self.sums: list[Tensor] = []
         self.learning_rates: list[float] = []
-        self._divisor, self._scale, self._entropy = divisor, noise_multiplier / divisor, entropy
+        self._divisor, self._entropy = plan.expected_batch_size, entropy
+        self._scale = noise_multiplier / self._divisor
 
     def update(self, gradient: Mapping[str, Tensor]) -> None:
         self.sums.append(torch.cat([part.flatten() for part in gradient.values()]).double() * self._divisor)

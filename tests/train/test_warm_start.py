@@ -1,0 +1,112 @@
+"""A start from noised class means: what it moves, what it teaches, and that it happens once."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from pydantic import ValidationError
+from torch import Tensor
+
+from dpldm.config import RunConfig
+from dpldm.models.backbone import load_backbone
+from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition
+from dpldm.models.trainable import choose_trainable
+from dpldm.train import finetune as stage
+from dpldm.train.asking import noised_means
+from dpldm.train.finetune import finetune
+from dpldm.train.warm_start import warm_start
+from tiny_runs import ASKED
+
+SCHEDULER = build_scheduler("v_prediction")
+MEANS = 2 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(7))
+
+
+def network() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    made = build_denoiser(2, 4, 5, widths=(16, 16), layers_per_block=1, heads=2, condition_dim=8).eval()
+    adapt_to_labels(made, 3)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if re.search(r"attn2\.to_(v|out\.0)\.weight|conv_out\.weight", name):
+                parameter.mul_(6)  # as if it had learnt to obey labels
+    return made
+
+
+def started(steps: int, choice: str = "attention") -> UNet2DConditionModel:
+    made = network()
+    warm_start(made, choose_trainable(made, choice), SCHEDULER, MEANS, steps)
+    return made
+
+
+@torch.no_grad()
+def guesses(made: UNet2DConditionModel) -> Tensor:
+    """The clean latent that each class row stands for, seen from pure noise, (3, 2, 4, 4)."""
+    noise = torch.randn(200, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    time = torch.full((200,), 990)
+    kept = SCHEDULER.alphas_cumprod[990]
+    found = []
+    for label in range(3):
+        velocity = made(noise, time, encoder_hidden_states=condition(torch.full((200,), label), 3)).sample
+        found.append((kept.sqrt() * noise - (1 - kept).sqrt() * velocity).mean(0))
+    return torch.stack(found)
+
+
+def test_from_pure_noise_classes_differ_afterwards_as_their_means_do() -> None:
+    def differences(of_classes: Tensor) -> Tensor:
+        return (of_classes - of_classes.mean(0)).flatten(1)
+
+    assert float(differences(guesses(network())).norm()) < 1e-4, "before, all classes are alike"
+    similar = differences(guesses(started(60))) @ differences(MEANS).T
+    assert similar.argmax(1).tolist() == [0, 1, 2]
+    assert bool((similar.diagonal() > 0).all())
+
+
+@pytest.mark.parametrize("choice", ["attention", "condition"])
+def test_nothing_moves_but_the_embedder_and_the_null_row_stays(choice: str) -> None:
+    before, after = dict(network().named_parameters()), dict(started(5, choice).named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"encoder_hid_proj.weight", "encoder_hid_proj.bias"}
+    weight = "encoder_hid_proj.weight"
+    assert torch.equal(before[weight][:, 3], after[weight][:, 3])
+    assert all(parameter.grad is None for parameter in after.values())
+
+
+def test_the_same_means_give_the_same_rows() -> None:
+    torch.manual_seed(1)
+    first = started(5).state_dict()
+    torch.manual_seed(2)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in started(5).state_dict().items())
+
+
+def with_start(raw: dict[str, Any], **privacy: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        raw | {"privacy": raw["privacy"] | privacy, "optimizer": raw.get("optimizer", {}) | {"warm_start_steps": 2}}
+    )
+
+
+def test_a_run_starts_once_from_the_answer_that_it_paid_for(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen = with_start(raw, **ASKED), list[Tensor]()
+
+    def spy(*given: Any) -> None:
+        seen.append(given[3])
+        warm_start(*given)
+
+    monkeypatch.setattr(stage, "warm_start", spy)
+    run = finetune(config)
+    next(run)
+    run.close()
+    list(finetune(config))  # goes on
+    assert len(seen) == 1
+    plan, where = stage.plan_of(config), stage.Run(config)
+    with stage.open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
+        answer = noised_means(where, plan, ledger, load_backbone(config.backbone).digest)
+    assert torch.equal(seen[0].flatten(1), answer.float())
+
+
+def test_without_means_it_is_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="class_means_noise"):
+        with_start(raw)
