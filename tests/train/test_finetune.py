@@ -168,9 +168,12 @@ def taped(monkeypatch: pytest.MonkeyPatch, bench: Bench, latents: PrivateLatents
     return tape
 
 
-def losses_by_record(network: Any, scheduler: Any, latents: PrivateLatents, rows: Tensor, draws: Draws) -> Tensor:
+def losses_by_record(
+    network: Any, scheduler: Any, latents: PrivateLatents, rows: Tensor, draws: Draws, **settings: Any
+) -> Tensor:
     """`example_losses` with the draws of record i fixed by i: what the proof holds fixed for neighbours."""
-    return example_losses(network, scheduler, latents, rows, draws_by_record(rows, len(draws.timestep) // len(rows)))
+    draws = draws_by_record(rows, len(draws.timestep) // len(rows))
+    return example_losses(network, scheduler, latents, rows, draws, **settings)
 
 
 def draws_by_record(rows: Tensor, each: int) -> Draws:
@@ -442,7 +445,8 @@ def test_an_examples_loss_is_the_mean_of_its_own_draws(
     """Seen through a loss that tells record and class of every row: record in units, class in thousandths."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def telling(network: Any, scheduler: Any, samples: Tensor, context: Tensor, steps: Tensor, noise: Tensor) -> Tensor:
+    def telling(*given: Tensor, **settings: Any) -> Tensor:
+        _, _, samples, context, steps, noise = given
         seen.append((steps, noise))
         return samples.flatten(1).mean(1).round() + context[:, 0].argmax(1) / 1000
 

@@ -32,6 +32,7 @@ from dpldm.train import selecting
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 from dpldm.train.finetune import Tuner, example_losses, finetune, fresh_draws
 from dpldm.train.selecting import best_of_all, scores, select
+from dpldm.train.timesteps import Timesteps
 from dpldm.tuned import noised_histogram, with_weights
 from dpldm.verifying import verify
 from killing import die_in_call
@@ -348,14 +349,14 @@ def test_settings_and_images_are_bound_from_the_draw_on(config: RunConfig, monke
 def test_a_score_is_one_less_the_loss_of_the_averaged_weights(config: RunConfig) -> None:
     backbone, latents = load_backbone(config.backbone), made_up(7)
     latents.posterior.mean[3] = float("nan")
-    tuner = Tuner(backbone, config)
+    tuner = Tuner(backbone, config, paid_plan(config).trial)
     tuner.average.shadow_params = [parameter.detach() + 0.1 for parameter in tuner.average.shadow_params]
     average = dict(zip(tuner.trainable, (p.clone() for p in tuner.average.shadow_params), strict=True))
     found = scores(tuner, backbone, latents, 4, SeededEntropy(3))
     network = with_weights(load_backbone(config.backbone).denoiser, 2, average)
     entropy, expected = SeededEntropy(3), []
     for rows in (torch.arange(4), torch.arange(4, 7)):
-        draws = fresh_draws(len(rows), 4, torch.Size((2, 4, 4)), 1000, 0.0, entropy)
+        draws = fresh_draws(len(rows), 4, torch.Size((2, 4, 4)), Timesteps(1000), 0.0, entropy)
         expected.append(1 - example_losses(network, backbone.scheduler, latents, rows, draws))
     assert torch.allclose(found[:, 0], torch.cat(expected), equal_nan=True)
     assert torch.isnan(found[:, 0]).tolist() == [False] * 3 + [True] + [False] * 3
