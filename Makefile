@@ -12,7 +12,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint const
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
-	$(PIP) --editable ".[features]"
+	$(PIP) --editable ".[features,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
@@ -22,6 +22,7 @@ $(VENV)/.dev: $(VENV)/.core
 quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, about ten minutes on two cores
 	$(BIN)/dpldm public digits --output runs/digits-data
 	$(BIN)/dpldm run --config examples/quickstart.yaml
+	$(BIN)/dpldm report runs/quickstart
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests tools benchmarks

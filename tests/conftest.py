@@ -11,7 +11,7 @@ from dpldm.config import RunConfig
 from dpldm.models.autoencoder import build_autoencoder
 from dpldm.models.backbone import Backbone
 from dpldm.models.denoiser import build_denoiser, build_scheduler
-from tiny_runs import ASKED, tiny_settings, write_images
+from tiny_runs import ASKED, SELECTION, tiny_settings, write_images
 
 torch.set_num_threads(1)
 
@@ -59,6 +59,24 @@ def answered(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> R
     return _finished(tmp_path_factory.mktemp("answered"), tiny_backbone, ASKED)
 
 
+@pytest.fixture(scope="session")
+def selected(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RunConfig:
+    """A finished selection of the middle one of three learning rates, in two trials: look, do not touch (see
+    `selected_copy`)."""
+    from dpldm.sampling import sample
+    from dpldm.train import selecting
+
+    directory = tmp_path_factory.mktemp("selected")
+    settings = tiny_settings(directory, tiny_backbone, write_images(directory / "images"))
+    settings["privacy"]["epsilon"] = 1.0
+    config = RunConfig.model_validate(settings | {"selection": SELECTION, "trainable": "condition"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selecting, "draw_trials", lambda plan, entropy: [1, 1])
+        selecting.select(config)
+    list(sample(config))
+    return config
+
+
 @pytest.fixture
 def finished_copy(tmp_path: Path, finished: RunConfig) -> RunConfig:
     """The finished run in a folder of the test's own."""
@@ -69,6 +87,12 @@ def finished_copy(tmp_path: Path, finished: RunConfig) -> RunConfig:
 def answered_copy(tmp_path: Path, answered: RunConfig) -> RunConfig:
     """The answered run in a folder of the test's own."""
     return _copy(answered, tmp_path / "copied-answered-runs")
+
+
+@pytest.fixture
+def selected_copy(tmp_path: Path, selected: RunConfig) -> RunConfig:
+    """The finished selection in a folder of the test's own."""
+    return _copy(selected, tmp_path / "copied-selection")
 
 
 def _finished(directory: Path, backbone: Path, privacy: dict[str, Any]) -> RunConfig:

@@ -292,7 +292,7 @@ def test_a_file_that_cannot_be_written_ends_in_one_sentence(
 
 
 def test_a_defect_of_ours_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(directory: Path) -> None:
+    def broken(directory: Path, *_: object) -> None:
         raise RuntimeError("our fault")
 
     monkeypatch.setattr("dpldm.commands.verify.verify", broken)
@@ -351,7 +351,7 @@ def test_a_reader_that_has_enough_gets_no_complaint(tmp_path: Path) -> None:
 def test_an_interrupted_command_says_that_it_continues(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
 ) -> None:
-    def interrupted(directory: Path) -> None:
+    def interrupted(directory: Path, *_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dpldm.commands.verify.verify", interrupted)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from dpldm.cli import main
-from dpldm.config import RunConfig
+from dpldm.config import OptimizerConfig, RunConfig, SamplingConfig
 from dpldm.errors import UserError
 from dpldm.releasing import release
+from dpldm.scanning.settings import OPTIMIZER, SAMPLING, settings_are_plain
 from dpldm.verifying import verify
 
 Statement = dict[str, Any]
@@ -59,7 +60,8 @@ def test_an_honest_release_passes_wherever_it_lies(
     moved = released.rename(tmp_path / "elsewhere")
     assert main(["verify", str(moved)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("ok    ") == len(verify(moved)) >= 9
+    assert shown.count("ok    ") == len(verify(moved)) - 1 >= 20
+    assert "open    frozen weights: not compared" in shown, "this backbone is not a bundled one"
     assert shown.endswith("The release is what it says.\n")
 
 
@@ -132,7 +134,7 @@ EDITS: dict[str, tuple[Callable[[Statement], Any], set[str]]] = {
 def test_an_edited_statement_fails(name: str, released: Path) -> None:
     change, expected = EDITS[name]
     edit(released, change)
-    assert expected <= failed(released) <= expected | {"cards"}, "the cards still tell the true claim"
+    assert expected <= failed(released) <= expected | {"cards", "model card"}, "the cards still tell the true claim"
 
 
 def test_an_edited_statement_ends_with_exit_code_1(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,13 +230,13 @@ def another_autoencoder(directory: Path) -> None:
 HARMS = {
     change_image: {"files unchanged"},
     change_card: {"files unchanged", "cards"},
-    declared_latents: {"nothing foreign"},
-    declared_losses: {"nothing foreign"},
-    declared_card_of_another_kind: {"nothing foreign"},
+    declared_latents: {"nothing foreign", "weights bare"},
+    declared_losses: {"nothing foreign", "table bare"},
+    declared_card_of_another_kind: {"nothing foreign", "table bare"},
     card_with_another_epsilon: {"cards"},
     card_of_the_images_with_another_epsilon: {"cards"},
-    another_autoencoder: {"public weights"},
-    swap_weights: {"files unchanged"},
+    another_autoencoder: {"public weights", "weights bare", "model card"},
+    swap_weights: {"files unchanged", "weights bare"},
     put_link_in_place: {"files unchanged"},
     add_file: {"nothing undeclared"},
     add_hidden_file: {"nothing undeclared"},
@@ -255,7 +257,7 @@ def test_names_of_undeclared_files_cannot_drive_the_terminal(
     released: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (released / "\x1b[2Jok").touch()
-    assert main(["verify", str(released)]) == 1
+    assert main(["verify", str(released)]) == 3
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -308,6 +310,70 @@ def test_a_folder_without_statement_is_refused(tmp_path: Path) -> None:
             verify(directory)
 
 
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_are_known_are_those_of_a_config() -> None:
+    assert set(OPTIMIZER) == set(OptimizerConfig.model_fields)
+    assert set(SAMPLING) == set(SamplingConfig.model_fields)
+
+
+OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("optimizer", {"decay": "linear", "average": "uniform", "noise_correction": True, "warm_start_steps": 5}),
+    ("optimizer", {"decay": "cosine", "timesteps": [[0.1, 0.5, 3.0], [0.5, 1.0, 1]], "min_snr": 5.0}),
+    ("sampling", {"keep": 0.5, "label_counts": [3, 4], "sampler": "ddim"}),
+]
+
+
+@pytest.mark.parametrize(("section", "values"), OTHER_SETTINGS)
+def test_settings_of_every_kind_are_accepted(section: str, values: dict[str, Any], released: Path) -> None:
+    edit(released, lambda s: s["declared_constants"][section].update(values))
+    declared = json.loads((released / "privacy.json").read_text())["declared_constants"]
+    assert settings_are_plain(declared)
+    kept = {"optimizer": OptimizerConfig, "sampling": SamplingConfig}[section].model_validate(declared[section])
+    assert kept.model_dump(mode="json") == declared[section], "a config can hold them"
+    assert failed(released) == set()
+
+
+OWN: list[tuple[str, dict[str, Any]]] = [
+    ("optimizer", {"decay": "loss 0.719"}),
+    ("optimizer", {"decay": ["linear"]}),
+    ("optimizer", {"average": "of 41 images"}),
+    ("optimizer", {"average": None}),
+    ("optimizer", {"noise_correction": 0.719}),
+    ("optimizer", {"noise_correction": "no"}),
+    ("optimizer", {"warm_start_steps": "0.719"}),
+    ("optimizer", {"learning_rate": None}),
+    ("optimizer", {"timesteps": [[0.0, 1.0, 1.0, 0.719]]}),
+    ("optimizer", {"timesteps": [[0.0, 1.0, "0.719"]]}),
+    ("optimizer", {"timesteps": "0.719"}),
+    ("optimizer", {"timesteps": [0.719]}),
+    ("optimizer", {"timesteps": {"loss": [0.0, 1.0, 0.719]}}),
+    ("optimizer", {"min_snr": "0.719"}),
+    ("optimizer", {"min_snr": [0.719]}),
+    ("optimizer", {"min_snr": True}),
+    ("optimizer", {"loss": 0.719}),
+    ("sampling", {"keep": "0.719"}),
+    ("sampling", {"keep": None}),
+    ("sampling", {"kept": 0.719}),
+    ("sampling", {"sampler": "loss 0.719"}),
+    ("sampling", {"label_counts": ["0.719"]}),
+]
+
+
+@pytest.mark.parametrize(("section", "values"), OWN)
+def test_nothing_of_ones_own_hides_among_settings(section: str, values: dict[str, Any], released: Path) -> None:
+    edit(released, lambda s: s["declared_constants"][section].update(values))
+    assert failed(released) == {"statement"}
+
+
+@pytest.mark.parametrize("values", [{"learning_rates": [1e-3]}, {"crop": "0.719"}, {"window": ["0.719", 1]}])
+def test_nothing_of_ones_own_hides_beside_them(values: dict[str, Any], released: Path) -> None:
+    """Learning rates are declared by a selection alone."""
+    edit(released, lambda s: s["declared_constants"].update(values))
+    assert failed(released) == {"statement"}
+
+
 # --- questions beside the gradients ---------------------------------------------------------------------------------
 
 
@@ -355,7 +421,7 @@ def questions_that_were_not_paid_for(s: Statement) -> None:
 QUERY_EDITS: dict[str, tuple[Callable[[Statement], Any], set[str]]] = {
     "more noise claimed": (query_edit(0, redigested=False, noise_multiplier=300.0), {"plan digest"}),
     "another clip norm": (query_edit(1, redigested=False, clip_norm=1.0), {"plan digest"}),
-    "queries left out": (without_queries, {"plan digest"}),
+    "queries left out": (without_queries, {"plan digest", "what it covers"}),
     "a forged plan with less noise": (
         query_edit(0, noise_multiplier=15.0),
         {"epsilon", "epsilon, replace one"},

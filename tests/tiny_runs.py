@@ -46,6 +46,8 @@ def tiny_settings(directory: Path, backbone: Path, images: Path) -> dict[str, An
 
 ASKED = {"histogram_noise": 30.0, "class_means_noise": 30.0}
 """Settings of `privacy` that make a tiny run ask both questions."""
+SELECTION = {"learning_rates": [1e-3, 3e-3, 1e-2], "mean_trials": 3.0, "score_noise": 60.0}
+"""Settings that make a tiny run a selection; at epsilon 1, since at 0.5 no noise is enough."""
 
 
 class Means:

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import dpldm
+from dpldm.data.names import printable
 from dpldm.errors import UserError
 
 
@@ -33,6 +34,10 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("dpldm.commands.run", "draw synthetic images from the tuned model; resumes"),
     "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
     "release": Command("dpldm.commands.run", "collect what may leave, with its privacy statement"),
+    "report": Command(
+        "dpldm.commands.report", "a release as a page to read and to print, and an internal one beside it"
+    ),
+    "clean": Command("dpldm.commands.clean", "remove a released run's private caches: encoded images, tuned weights"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
     "audit": Command(
         "dpldm.commands.audit", "attack our own mechanism on made-up data; says what it could have shown at most"
@@ -56,7 +61,10 @@ class OneSentenceParser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 a check failed, 2 a mistake of the user, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    0 done, 1 a check failed, 2 a mistake of the user, 3 a release that is not differentially private, 130 interrupted.
+    """
     # torch's threads wait for each other by spinning. On a machine that does anything else at the same time that
     # costs far more than it gains (ten times slower training was seen on two cores), so they soon go to sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -66,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"dpldm: {error}", file=sys.stderr)
+        # Names and values in it may be somebody else's: nothing that a terminal would obey.
+        print(f"dpldm: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has enough: no complaint, and none from Python at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

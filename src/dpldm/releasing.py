@@ -1,6 +1,6 @@
 """`release`: what may leave, copied by an allow-list into runs/NAME/release/.
 
-    release/  README.md  privacy.json  [synthetic/]  [model/]
+    release/  README.md  privacy.json  [synthetic/]  [model/]  [report.html  report.json]
 
 Allowed are synthetic images and their labels, averaged tuned weights inside the public backbone, the plan, and the
 ledger's head. Everything else of a run (latents, optimizer state, metrics on private images, file names, counts,
@@ -20,8 +20,9 @@ from dpldm.data.export import export_images, export_npz
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
-from dpldm.privacy.selection import Plan, SelectionPlan, trial_of
+from dpldm.privacy.selection import trial_of
 from dpldm.report.card import release_card, synthetic_card
+from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
 from dpldm.train.checkpoint import replace_file
@@ -68,13 +69,16 @@ def release(config: RunConfig, what: What = "data") -> Path:
 def _same_release(new: Path, old: Path) -> bool:
     """Whether `old` is an earlier release of the same run that still holds what it says.
 
-    README.md may differ: it shows the ledger's head, and the ledger may have grown in between.
+    README.md may differ: it shows the ledger's head, and the ledger may have grown in between. A report may have been
+    added since (`dpldm report`).
     """
     try:
         statements = [json.loads((folder / "privacy.json").read_text(encoding="utf-8")) for folder in (new, old)]
         intact = all(sha256_of(old / name) == digest for name, digest in statements[1]["files"].items())
         for statement in statements:
             del statement["ledger"], statement["files"]["README.md"]
+            for name in ("report.html", "report.json"):
+                statement["files"].pop(name, None)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     return intact and statements[0] == statements[1]
@@ -87,8 +91,7 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
         UserError: the run is not finished, or was trained with other settings than `config`.
     """
     end, entries = finished(config), ledger_entries(config)
-    plan, trial = end.plan, trial_of(end.plan)
-    answers = " and query answers" if trial.queries else ""
+    plan, trial, constants = end.plan, trial_of(end.plan), end.plan.constants()
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {
@@ -97,10 +100,10 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "delta": plan.delta,
             "adjacency": Adjacency.ADD_OR_REMOVE_ONE.value,
             "unit": trial.unit,
-            "covers": f"all noised gradients{answers} of the run, hence every model and image made from them",
+            "covers": covers(constants),
             "public_benchmark": plan.public_benchmark,
         },
-        "plan": plan.constants(),
+        "plan": constants,
         "plan_digest": plan.digest(),
         "updates": end.updates,
         "ledger": {
@@ -108,20 +111,11 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
             "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
         },
-        "mechanism": _mechanism(plan),
+        "mechanism": mechanism(constants),
         "declared_constants": _declared(config, end),
         "backbone": _backbone_facts(config),
         "software": _versions(),
     }
-
-
-def _mechanism(plan: Plan) -> str:
-    """In words."""
-    trial = trial_of(plan)
-    before = "Gaussian queries, then " if trial.queries else ""
-    if isinstance(plan, SelectionPlan):
-        before = "best of a secret, geometric number of trials by a noised score, each Gaussian queries and "
-    return f"{before}Poisson-subsampled Gaussian ({trial.noise} noise), {trial.clipping} clipping"
 
 
 def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:

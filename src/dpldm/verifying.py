@@ -1,13 +1,12 @@
 """`verify`: check a release without the private data, without torch and without trusting its author's numbers.
 
 Epsilon is recomputed by dp-accounting from the plan in `privacy.json`; the cards must state that epsilon; every
-file's hash is compared; files and statements of a kind that no release holds are refused.
+file's hash is compared; files and statements of a kind that no release holds are refused. What the files hold is looked
+at by `scanning`.
 """
 
 import hashlib
-import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,11 @@ from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
-from dpldm.report.wording import guarantee_sentence
+from dpldm.report.wording import covers, guarantee_sentence, mechanism
+from dpldm.scanning.release import WEIGHTS, content_checks
+from dpldm.scanning.settings import settings_are_plain
+from dpldm.scanning.texts import parsed
+from dpldm.verdict import Check
 
 NOT_HASHED = {"privacy.json"}
 SECTIONS = {
@@ -30,48 +33,48 @@ INSIDE = {
         *("optimizer", "sampling"),
     },
     "backbone": {"name", "sha256"},
+    "software": {"dpldm", "torch", "diffusers", "dp-accounting"},
 }
-"""What these sections hold; versions of software and files are checked elsewhere or free."""
+"""What these sections hold."""
+HEX = re.compile(r"[0-9a-f]{64}")
+VERSION = re.compile(r"[\w.+-]{1,40}")
 ALLOWED_FILES = re.compile(
-    r"README\.md|synthetic\.npz|synthetic/(README\.md|metadata\.csv|([^/]+/)?\d{6,}\.png)"
+    r"README\.md|report\.(html|json)|synthetic\.npz|synthetic/(README\.md|metadata\.csv|([^/]+/)?\d{6,}\.png)"
     r"|model/(backbone|model_index)\.json|model/scheduler/scheduler_config\.json"
     r"|model/(vae|unet)/(config\.json|diffusion_pytorch_model\.safetensors)"
 )
 """Everything a release may hold, beside privacy.json."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was verified, or was not."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-def verify(directory: Path) -> list[Check]:
+def verify(directory: Path, backbone: Path | None = None) -> list[Check]:
     """All checks of a release directory, in a fixed order.
 
+    Args:
+        backbone: directory of the public backbone, to compare weights with that were not tuned. A bundled one is found
+            by its name.
+
     Raises:
-        UserError: it holds no readable privacy.json of ours.
+        UserError: it holds no readable privacy.json of ours, or `backbone` is no backbone.
     """
     statement = read_statement(directory)
     try:
-        return _checks(directory, statement)
+        return _checks(directory, statement, backbone)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(
             f"The statement in {directory} lacks a value, or has one that cannot be: ask for the release again."
         ) from error
 
 
-def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
+def _checks(directory: Path, statement: dict[str, Any], backbone: Path | None) -> list[Check]:
     try:
         plan = plan_of_constants(statement["plan"])
     except ValueError as error:
         return [Check("plan", False, str(error))]
     claimed, trial = statement["guarantee"], trial_of(plan)
+    words = claimed["covers"] == covers(statement["plan"]) and statement["mechanism"] == mechanism(statement["plan"])
+    closed = "the sections of format dpldm-privacy-1, and no other"
     return [
-        Check("statement", _is_closed(statement, plan), "the sections of format dpldm-privacy-1, and no other"),
+        Check("statement", _is_closed(statement, plan), closed, taints=True),
         Check("plan digest", plan.digest() == statement["plan_digest"], "plan and digest belong together"),
         _epsilon("epsilon", claimed["epsilon"], plan, Adjacency.ADD_OR_REMOVE_ONE),
         _epsilon("epsilon, replace one", claimed["epsilon_replace_one"], plan, Adjacency.REPLACE_ONE),
@@ -79,10 +82,12 @@ def _checks(directory: Path, statement: dict[str, Any]) -> list[Check]:
         Check("updates", 0 <= statement["updates"] <= trial.steps, f"{statement['updates']} of {trial.steps}"),
         Check("ledger", _fits(statement, plan), "its head lies beyond as many attempts as there were updates"),
         Check("unit and adjacency", _same_unit(claimed, plan), f"one {trial.unit}, added or removed"),
+        Check("what it covers", words, "mechanism and coverage are those of the plan"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"]),
         Check("cards", _cards_agree(directory, statement), "they state this guarantee"),
-        Check("public weights", _public_weights(statement), "the autoencoder is the public backbone's"),
+        Check("public weights", _public_weights(statement), "the autoencoder is the public backbone's", taints=True),
+        *content_checks(directory, statement, backbone),
     ]
 
 
@@ -94,7 +99,7 @@ def read_statement(directory: Path) -> dict[str, Any]:
     """
     path = directory / "privacy.json"
     try:
-        statement: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        statement: dict[str, Any] = parsed(path.read_text(encoding="utf-8"))
         if statement["format"] != "dpldm-privacy-1":
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -115,10 +120,24 @@ def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
 
 
 def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
-    """Nothing missing, and no section of one's own to show a loss or a count in."""
+    """Nothing missing, and neither a section nor a value of one's own to show a loss, a seed or a count in."""
     candidates = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
     inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | candidates}
-    return set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
+    sections = set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
+    return sections and settings_are_plain(statement["declared_constants"]) and _identities_are_plain(statement)
+
+
+def _identities_are_plain(statement: dict[str, Any]) -> bool:
+    """Hashes, versions and a line number look like that."""
+    head, backbone = statement["ledger"]["head"], statement["backbone"]
+    hashes = [head["hash"], statement["plan_digest"], *backbone["sha256"].values(), *statement["files"].values()]
+    return bool(
+        set(head) == {"seq", "hash"}
+        and type(head["seq"]) is int
+        and set(backbone["sha256"]) == set(WEIGHTS)
+        and all(HEX.fullmatch(digest) for digest in hashes)
+        and all(VERSION.fullmatch(version) for version in statement["software"].values())
+    )
 
 
 def _fits(statement: dict[str, Any], plan: Plan) -> bool:
@@ -135,8 +154,9 @@ def _fits(statement: dict[str, Any], plan: Plan) -> bool:
 
 
 def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
-    """Every card that a person reads holds the sentence that follows from the checked numbers."""
-    cards = [directory / name for name in ("README.md", *statement["files"]) if name.endswith("README.md")]
+    """Every text that a person reads holds the sentence that follows from the checked numbers."""
+    names = ("README.md", *statement["files"])
+    cards = [directory / name for name in names if name.endswith(("README.md", "report.html", "report.json"))]
     try:
         sentence = guarantee_sentence(statement)
         return all(sentence in card.read_text(encoding="utf-8") for card in cards)
@@ -146,9 +166,8 @@ def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
 
 def _public_weights(statement: dict[str, Any]) -> bool:
     """What is released as a model was tuned in its denoiser alone."""
-    name = "vae/diffusion_pytorch_model.safetensors"
-    released = statement["files"].get(f"model/{name}")
-    return released is None or released == statement["backbone"]["sha256"][name]
+    released = statement["files"].get(f"model/{WEIGHTS[0]}")
+    return released is None or released == statement["backbone"]["sha256"][WEIGHTS[0]]
 
 
 def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
@@ -160,8 +179,8 @@ def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
     return [
         Check("files unchanged", not changed, _first(changed, f"{len(expected)} files")),
         Check("files complete", not missing, _first(missing, "none missing")),
-        Check("nothing undeclared", not undeclared, _first(undeclared, "no other file")),
-        Check("nothing foreign", not foreign, _first(foreign, "only files that a release may hold")),
+        Check("nothing undeclared", not undeclared, _first(undeclared, "no other file"), taints=True),
+        Check("nothing foreign", not foreign, _first(foreign, "only files that a release may hold"), taints=True),
     ]
 
 

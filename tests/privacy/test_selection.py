@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from dpldm.privacy.accounting import Adjacency, WholeRelease, epsilon, epsilon_of_selection, epsilon_rdp
+from dpldm.privacy.accounting import (
+    Adjacency,
+    WholeRelease,
+    deltas_of_selection,
+    epsilon,
+    epsilon_of_selection,
+    epsilon_rdp,
+)
 from dpldm.privacy.entropy import SeededEntropy
 from dpldm.privacy.ledger import BudgetExhausted, LedgerError, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
@@ -51,8 +58,9 @@ def test_a_selection_pays_off_with_many_trials(trials: int, selected: float, all
     assert epsilon(2.113, 0.0256, 400 * trials, DELTA, discretisation=1e-3) == pytest.approx(all_run, abs=0.006)
 
 
-def best_of_geometric(sigma: float, mean: float) -> float:
-    """Exact epsilon at DELTA of the largest of K draws of N(0, sigma^2), or of N(1, sigma^2), K geometric.
+def exact_deltas(sigma: float, mean: float) -> Any:
+    """Exact delta, as a function of epsilon, of the largest of K draws of N(0, sigma^2), or of N(1, sigma^2), K
+    geometric; for replacing one, N(-1, sigma^2) against N(1, sigma^2).
 
     With the generating function f(x) = g x / (1 - (1 - g) x) of K, the largest draw has density f'(F(y)) F'(y).
     """
@@ -62,11 +70,21 @@ def best_of_geometric(sigma: float, mean: float) -> float:
         above = stats.norm.sf((y - mu) / sigma)
         return stats.norm.pdf((y - mu) / sigma) / sigma * g / (g + (1 - g) * above) ** 2
 
-    p, q, width = density(0.0), density(1.0), y[1] - y[0]
+    pairs = {
+        Adjacency.ADD_OR_REMOVE_ONE: (density(0.0), density(1.0)),
+        Adjacency.REPLACE_ONE: (density(-1.0), density(1.0)),
+    }
 
-    def delta(eps: float) -> float:
-        return float(max(np.maximum(a - math.exp(eps) * b, 0).sum() for a, b in ((p, q), (q, p))) * width)
+    def delta(eps: float, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE) -> float:
+        p, q = pairs[adjacency]
+        return float(max(np.maximum(a - math.exp(eps) * b, 0).sum() for a, b in ((p, q), (q, p))) * (y[1] - y[0]))
 
+    return delta
+
+
+def best_of_geometric(sigma: float, mean: float) -> float:
+    """Exact epsilon at DELTA of the same."""
+    delta = exact_deltas(sigma, mean)
     return float(optimize.brentq(lambda eps: delta(eps) - DELTA, 0, 40))
 
 
@@ -77,6 +95,29 @@ def test_the_bound_holds_where_the_truth_is_known(sigma: float, mean: float) -> 
     true = best_of_geometric(sigma, mean)
     bound = epsilon_of_selection(sigma, 1.0, 1, DELTA, mean)
     assert epsilon(sigma, 1.0, 1, DELTA) < true <= bound <= 2 * true
+
+
+@pytest.mark.parametrize("adjacency", Adjacency)
+@pytest.mark.parametrize(("sigma", "mean"), [(4.0, 2.0), (2.0, 5.0), (1.0, 10.0)])
+def test_every_pair_of_a_curve_holds_where_the_truth_is_known(sigma: float, mean: float, adjacency: Adjacency) -> None:
+    stated = epsilon_of_selection(sigma, 1.0, 1, DELTA, mean, adjacency=adjacency)
+    epsilons = np.linspace(0.0, 1.1 * stated, 49)
+    deltas, exact = deltas_of_selection(epsilons, sigma, 1.0, 1, mean, adjacency=adjacency), exact_deltas(sigma, mean)
+    true = np.array([exact(eps, adjacency) for eps in epsilons])
+    assert (deltas >= true - 1e-12).all()
+    assert (deltas <= 1).all()
+    assert (np.diff(deltas) <= 0).all()
+    assert deltas[-1] < DELTA
+
+
+@pytest.mark.parametrize("adjacency", Adjacency)
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8])
+def test_a_curve_passes_through_every_epsilon_that_could_be_stated(delta: float, adjacency: Adjacency) -> None:
+    settings, beside = (4.0, 0.05, 45), TRIAL.beside
+    stated = epsilon_of_selection(*settings, delta, 5.0, beside, adjacency)
+    assert deltas_of_selection(np.array([stated]), *settings, 5.0, beside, adjacency)[0] == pytest.approx(
+        delta, rel=1e-2
+    )
 
 
 @pytest.mark.parametrize(("sigma", "mean"), [(4.0, 2.0), (2.0, 5.0), (0.8, 10.0)])

@@ -216,15 +216,7 @@ def epsilon_of_selection(
     theorem 2 with eta = 1. There is no such bound in dp-accounting for PLD, nor for replacing one, which is therefore
     taken for removing one and adding another: (e, d)-DP for the one is (2 e, (1 + exp(e)) d)-DP for the other.
     """
-    from dp_accounting import ComposedDpEvent
-    from dp_accounting.dp_event import RepeatAndSelectDpEvent
-    from dp_accounting.rdp import RdpAccountant
-
-    attempts = _event(noise_multiplier, sampling_probability, steps)
-    trial = ComposedDpEvent([attempts, *(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE) for release in beside)])
-    accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
-    with _dropped_orders_unsaid():
-        accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
+    accountant = _accountant_of_selection(noise_multiplier, sampling_probability, steps, mean_trials, beside)
     if adjacency is Adjacency.ADD_OR_REMOVE_ONE:
         return float(accountant.get_epsilon(delta))
     low, high = 0.0, 1.0
@@ -237,6 +229,48 @@ def epsilon_of_selection(
         enough = accountant.get_epsilon(delta / (1 + math.exp(middle))) <= middle
         low, high = (low, middle) if enough else (middle, high)
     return 2 * high
+
+
+def deltas_of_selection(
+    epsilons: NDArray[np.float64],
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    mean_trials: float,
+    beside: tuple[WholeRelease, ...] = (),
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
+) -> NDArray[np.float64]:
+    """Upper bounds of delta, (n,), of the mechanism of `epsilon_of_selection` at increasing `epsilons`, (n,).
+
+    The Rényi DP of every order is converted at every epsilon (Canonne, Kamath and Steinke 2020, arXiv 2004.00010,
+    proposition 12), so all pairs hold at once; what holds at a smaller epsilon holds at a larger one.
+    """
+    accountant = _accountant_of_selection(noise_multiplier, sampling_probability, steps, mean_trials, beside)
+    if adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+        deltas = np.array([accountant.get_delta(epsilon) for epsilon in epsilons])
+    else:  # (e, d) twice is (2 e, (1 + exp(e)) d)
+        deltas = np.array([(1 + math.exp(epsilon / 2)) * accountant.get_delta(epsilon / 2) for epsilon in epsilons])
+    return np.minimum.accumulate(np.minimum(1.0, deltas))
+
+
+def _accountant_of_selection(
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    mean_trials: float,
+    beside: tuple[WholeRelease, ...],
+) -> Any:
+    """A Rényi accountant (add or remove one) that holds one selection."""
+    from dp_accounting import ComposedDpEvent
+    from dp_accounting.dp_event import RepeatAndSelectDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    attempts = _event(noise_multiplier, sampling_probability, steps)
+    trial = ComposedDpEvent([attempts, *(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE) for release in beside)])
+    accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
+    with _dropped_orders_unsaid():
+        accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
+    return accountant
 
 
 @contextmanager

@@ -1,19 +1,21 @@
 """The texts that accompany a release: plain Markdown, from the privacy statement and declared constants alone."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from dpldm.config import RunConfig
-from dpldm.report.wording import guarantee_sentence, odds_sentence
+from dpldm.report.wording import guarantee_sentence, is_selection, odds_sentence, trial_constants
 
-PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>#|!~"})
+PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#|!~&:@$"})
+WEB = re.compile(r"\bwww\.", re.IGNORECASE)
 
 
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """README.md of the release directory."""
-    claim, plan = statement["guarantee"], _trial(statement["plan"])
+    claim, plan = statement["guarantee"], trial_constants(statement["plan"])
     benchmark = (
         "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
         if claim["public_benchmark"]
@@ -60,22 +62,16 @@ Every image here was drawn from a generative model; none is a photograph of anyo
 
 * {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
-* {_frequencies(config, _trial(statement["plan"]))}
+* {_frequencies(config, trial_constants(statement["plan"]))}
 
 Limits: small classes and rare appearances are rendered worst; differential privacy does not remove bias from the
 data. Test any model trained on this set on real images before relying on it.
 """
 
 
-def _trial(plan: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The constants of one run of Algorithm 1."""
-    trial: Mapping[str, Any] = plan.get("trial", plan)
-    return trial
-
-
 def _selection_row(statement: Mapping[str, Any]) -> str:
     """A row of the table for a selection. The rows about sigma, updates and attempts are those of a trial."""
-    if "mean_trials" not in (plan := statement["plan"]):
+    if not is_selection(plan := statement["plan"]):
         return ""
     rates = ", ".join(f"{rate:g}" for rate in statement["declared_constants"]["learning_rates"])
     kept = statement["declared_constants"]["optimizer"]["learning_rate"]
@@ -102,5 +98,6 @@ def _frequencies(config: RunConfig, plan: Mapping[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as Markdown shows it literally, on one line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split()).translate(PLAIN)
+    """Text as Markdown shows it literally, on one line; nothing in it becomes a link."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split()).translate(PLAIN)
+    return WEB.sub(lambda found: found[0].replace(".", "\\."), line)

@@ -10,6 +10,15 @@ def upper(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 100) / 100:.2f}"
 
 
+def percent(bound: float) -> str:
+    """A bound rounded UP, with as many digits as tell it from 100 %."""
+    digits = 1 if bound < 0.999 else 4
+    return (
+        f"{min(100.0, math.ceil(bound * 10 ** (digits + 2) - 1e-9) / 10**digits):.{digits}f}".rstrip("0").rstrip(".")
+        + " %"
+    )
+
+
 def guarantee_sentence(statement: Mapping[str, Any]) -> str:
     """The guarantee in one sentence that defines its unit."""
     claim = statement["guarantee"]
@@ -20,18 +29,58 @@ def guarantee_sentence(statement: Mapping[str, Any]) -> str:
     )
 
 
+def covers(plan: Mapping[str, Any]) -> str:
+    """What the guarantee of a plan of either kind (its constants) is about."""
+    answers = " and query answers" if trial_constants(plan).get("queries") else ""
+    if is_selection(plan):
+        return (
+            f"all noised gradients{answers} of the trial that was kept, its score and its learning rate, hence every "
+            "model and image made from them; neither the number of trials nor anything of the others, which were "
+            "deleted"
+        )
+    return f"all noised gradients{answers} of the run, hence every model and image made from them"
+
+
+def mechanism(plan: Mapping[str, Any]) -> str:
+    """The mechanism of a plan of either kind (its constants) in a line."""
+    trial = trial_constants(plan)
+    before = "Gaussian queries, then " if trial.get("queries") else ""
+    if is_selection(plan):
+        before = "best of a secret, geometric number of trials by a noised score, each Gaussian queries and "
+    return f"{before}Poisson-subsampled Gaussian ({trial['noise']} noise), {trial['clipping']} clipping"
+
+
+def is_selection(plan: Mapping[str, Any]) -> bool:
+    """Whether these are the constants of a selection among trials."""
+    return plan.get("kind") == "selection"
+
+
+def trial_constants(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The constants of one run of Algorithm 1 under a plan of either kind."""
+    trial: Mapping[str, Any] = plan["trial"] if is_selection(plan) else plan
+    return trial
+
+
 def unit_in_words(unit: str) -> str:
     """What one unit is."""
     return {"image": "one image", "group": "one group, all images of one person,"}[unit]
 
 
+WEAK = 5.0
+"""Epsilon above which a worst-case promise is called weak."""
+
+
+def strength(epsilon: float) -> str:
+    """Epsilon in a word."""
+    return "strong" if epsilon <= 1 else "moderate" if epsilon <= WEAK else "weak"
+
+
 def odds_sentence(epsilon: float, unit: str) -> str:
     """What epsilon bounds for someone who thought membership a coin flip: e^eps / (1 + e^eps)."""
-    belief = 1 - math.exp(-epsilon) / (1 + math.exp(-epsilon))
-    shown = math.ceil(belief * 1e6) / 1e4  # a bound is rounded up
+    shown = percent(1 - math.exp(-epsilon) / (1 + math.exp(-epsilon)))
     particular = {"image": "one particular image", "group": "one particular person"}[unit]
-    weak = " As a worst-case promise this is weak." if epsilon > 5 else ""
+    weak = " As a worst-case promise this is weak." if epsilon > WEAK else ""
     return (
         f"Someone who knows everything else and thought it a coin flip whether {particular} was used can "
-        f"become at most {shown:g} % sure, but for a probability of about delta.{weak}"
+        f"become at most {shown} sure, but for a probability of about delta.{weak}"
     )

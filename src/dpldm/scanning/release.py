@@ -1,0 +1,126 @@
+"""All content checks of a release, one after the other. Each failure taints: no guarantee covers what was found."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dpldm.data.names import printable
+from dpldm.errors import UserError
+from dpldm.report.head import is_sealed_page
+from dpldm.scanning.pictures import extra_in_npz, extra_in_png
+from dpldm.scanning.texts import extra_in_table, parsed, place_or_mark, private_key
+from dpldm.scanning.weights import changed_frozen_weight, foreign_tensor, public_half
+from dpldm.verdict import Check
+
+WEIGHTS = ("vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
+BARE_NAME = re.compile(r"[\w.+ -]{1,100}")
+
+Statement = Mapping[str, Any]
+
+
+def content_checks(directory: Path, statement: Statement, backbone: Path | None) -> Iterator[Check]:
+    """What the files of a release hold, in a fixed order. Files that are not there, or are links, are others' affair.
+
+    Args:
+        backbone: directory of the public backbone; None: the bundled one of that name, if it is the same.
+    """
+    files = [directory / name for name in sorted(statement["files"])]
+    files = [path for path in files if path.is_file() and not path.is_symlink()]
+    declared = statement["declared_constants"]
+
+    def found(suffix: str, extra: Callable[[Path], str | None]) -> str | None:
+        """The first file of a kind with something extra in it, and what that is."""
+        for path in files:
+            if path.name.endswith(suffix) and (what := extra(path)) is not None:
+                return f"{printable(path.relative_to(directory).as_posix())}: {printable(what)}"
+        return None
+
+    labels = declared["labels"]
+    images = [name.removeprefix("synthetic/") for name in statement["files"] if name.endswith(".png")]
+    scans = {
+        "images bare": found(".png", lambda path: extra_in_png(path, declared))
+        or found(".npz", lambda path: extra_in_npz(path, declared)),
+        "table bare": found(".csv", lambda path: extra_in_table(path, labels, images)),
+        "weights bare": found(".safetensors", foreign_tensor),
+        "texts bare": _text_of_statement(statement)
+        or found(".md", lambda path: place_or_mark(path.read_text(encoding="utf-8"), labels))
+        or found(".json", lambda path: _extra_in_json(path, labels))
+        or found(".html", lambda path: _extra_in_page(path, labels)),
+    }
+    for name, what in scans.items():
+        yield Check(name, what is None, what or "nothing beside what belongs there", taints=True)
+    if (directory / "model" / "backbone.json").is_file():
+        yield _debt(directory / "model", statement)
+        yield _against_backbone(directory / "model", statement, backbone)
+
+
+def _text_of_statement(statement: Statement) -> str | None:
+    labels = statement["declared_constants"]["labels"]
+    rest = {**statement, "declared_constants": {**statement["declared_constants"], "labels": []}, "files": {}}
+    what = place_or_mark(json.dumps(rest, ensure_ascii=False), labels)
+    return None if what is None else f"privacy.json: {what}"
+
+
+def _extra_in_json(path: Path, labels: list[str]) -> str | None:
+    text = path.read_text(encoding="utf-8")
+    try:
+        key = private_key(parsed(text))
+    except ValueError:
+        return "no JSON, or a key that stands twice"
+    return place_or_mark(text, labels) if key is None else f"a value {key}"
+
+
+def _extra_in_page(path: Path, labels: list[str]) -> str | None:
+    text = path.read_text(encoding="utf-8")
+    return place_or_mark(text, labels) if is_sealed_page(text) else "no page that is sealed against loading anything"
+
+
+def _debt(model: Path, statement: Statement) -> Check:
+    """Weights that were tuned say so, and at what price: they must never pass for a public backbone."""
+    card, claim = json.loads((model / "backbone.json").read_text(encoding="utf-8")), statement["guarantee"]
+    owed = {key: claim[key] for key in ("epsilon", "delta", "unit", "adjacency")}
+    owed["dataset_id"] = statement["ledger"]["dataset_id"]
+    hashes = {name: statement["files"].get(f"model/{name}") for name in WEIGHTS}
+    passed = card.get("tuned") == owed and card.get("sha256") == hashes
+    return Check("model card", passed, "it tells what the weights were tuned on, and their hashes")
+
+
+def _against_backbone(model: Path, statement: Statement, given: Path | None) -> Check:
+    """What was not tuned is the public backbone's, bit for bit."""
+    name = "frozen weights"
+    public = given if given is not None else _bundled(statement)
+    if public is None:
+        return Check(name, True, "not compared: give the public backbone with --backbone DIR", done=False)
+    try:
+        hashes = json.loads((public / "backbone.json").read_text(encoding="utf-8"))["sha256"]
+        if hashes != statement["backbone"]["sha256"]:
+            return Check(name, False, f"{printable(public.name)} is not the backbone that the statement names")
+        settings = (public_half(model), public_half(public))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if given is not None and not (given / "backbone.json").is_file():
+            raise UserError(f"{given} is no backbone: give a directory made by `dpldm pretrain`.") from error
+        return Check(name, False, "settings of the model cannot be read")
+    different = next((part for part in settings[0] if settings[0][part] != settings[1][part]), None)
+    if different is None:
+        try:
+            different = changed_frozen_weight(model / WEIGHTS[1], public / WEIGHTS[1], statement["declared_constants"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            different = f"unreadable ({type(error).__name__})"
+    detail = f"equal to those of {printable(public.name)}" if different is None else f"{printable(different)} differs"
+    return Check(name, different is None, detail, taints=True)
+
+
+def _bundled(statement: Statement) -> Path | None:
+    """The bundled backbone of the statement's name, if it is the same one."""
+    name = str(statement["backbone"]["name"])
+    if not BARE_NAME.fullmatch(name):
+        return None
+    directory = Path(str(resources.files("dpldm"))) / "backbones" / name
+    try:
+        card = json.loads((directory / "backbone.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return directory if card["sha256"] == statement["backbone"]["sha256"] else None
