@@ -114,6 +114,7 @@ def test_the_sum_is_that_of_a_loop_over_units(
 ) -> None:
     """Everybody is in the batch, some gradients are longer than C and some are not; groups, null and NaN records."""
     monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "BATCH_SHARE", 1.0)
     sums: list[Tensor] = []
 
     def taped(total: Tensor, deviation: float, entropy: Entropy) -> Tensor:
@@ -170,7 +171,7 @@ def test_it_is_a_plan_of_its_own_in_the_data_sets_ledger(config: RunConfig) -> N
 
 
 def test_epsilon_is_what_dp_accounting_finds(config: RunConfig) -> None:
-    """By the library alone: the Gaussian on everybody, T + R times."""
+    """By the library alone: the Gaussian on Poisson samples, T + R times."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
     from dp_accounting.pld import PLDAccountant
 
@@ -205,7 +206,7 @@ def test_groups_are_units(config: RunConfig) -> None:
     grouped = RunConfig.model_validate(grouped.model_dump())
     assert classifier(grouped).facts["unit"] == "group"
     run, plan = classifier_run(grouped)
-    assert (plan.unit, plan.images_per_unit, plan.expected_batch_size) == ("group", 2, 12)
+    assert (plan.unit, plan.images_per_unit, plan.expected_batch_size) == ("group", 2, 3)
     members = load_file(run.private / "features.safetensors")["latents/members"]
     assert members.shape == (14, 2), "40 images of 14 patients, at most two of each"
 
@@ -229,8 +230,9 @@ def test_accuracy_is_internal_and_lies_inside(config: RunConfig) -> None:
     assert {entry.name for entry in Run(config).directory.iterdir()} == {"private", "config.resolved.yaml"}
 
 
-def test_without_noise_it_learns(config: RunConfig) -> None:
+def test_without_noise_it_learns(config: RunConfig, monkeypatch: Patch) -> None:
     """Two kinds of features, told apart after 30 updates."""
+    monkeypatch.setattr(module, "BATCH_SHARE", 1.0)
     run, plan = classifier_run(config)
     plan = replace(plan, steps=30, noise_multiplier=0.0)
     features = made_up(None)

@@ -37,12 +37,12 @@ from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import FinetuneStep, Learner, check_fit, register, resume, shown
 
-STEPS = 100
-BATCH_SHARE = 1.0
-"""L over the declared records. Features make large batches cheap, and they are what DP-SGD needs most."""
+STEPS = 400
+BATCH_SHARE = 0.25
+"""L over the declared records: features make large batches cheap, and they are what DP-SGD needs most."""
 CLIP_NORM = 1.0
 SETTINGS = OptimizerConfig(learning_rate=0.1, warmup_steps=0)
-"""These four were chosen on public images alone: bundled letters and animal-mnist."""
+"""These four were chosen on public images alone: bundled letters and animal-mnist (docs/evaluation.md)."""
 ROWS = 4096
 """Feature vectors of a physical pass: 20 MB."""
 
@@ -99,7 +99,7 @@ def classifier(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
 
 
 def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
-    """Its folder, and its plan: the config's unit, records, epsilon, delta and kind of noise; the rest are constants.
+    """Its folder, which is made, and its plan: the config's unit, records, epsilon, delta and kind of noise; the rest are constants.
 
     The plan's name holds a slash, which no run's can: nothing that is done under it can pass for the run's own.
 
