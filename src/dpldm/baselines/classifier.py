@@ -99,9 +99,10 @@ def classifier(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
 
 
 def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
-    """Its folder, which is made, and its plan: the config's unit, records, epsilon, delta and kind of noise; the rest are constants.
+    """Its folder, which is made, and its plan: the config's unit, records, epsilon, delta and kind of noise.
 
-    The plan's name holds a slash, which no run's can: nothing that is done under it can pass for the run's own.
+    All else in the plan is a constant of this file. Its name holds a slash, which no run's can: nothing that is
+    done under it can pass for the run's own.
 
     Raises:
         UserError: see `plan_of`.
