@@ -12,31 +12,24 @@ Writes results/gates-NAME.json and logs the looks at the benchmark.
 
 import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from dpldm.baselines.noiseless import noiseless, noiseless_run
 from dpldm.config import RunConfig
 from dpldm.data.ingest import Ingested, ingest
-from dpldm.data.latents import preprocessing_of, private_latents
+from dpldm.data.latents import preprocessing_of
 from dpldm.data.readers import open_source
 from dpldm.evaluation.classifiers import TrainedClassifier, train_classifier
-from dpldm.evaluation.utility import SCREEN, train_on_synthetic
+from dpldm.evaluation.utility import SCREEN
 from dpldm.loading import load_config
 from dpldm.models.autoencoder import decode, encode
 from dpldm.models.backbone import load_backbone
-from dpldm.privacy.entropy import SeededEntropy
-from dpldm.privacy.ledger import open_ledger
-from dpldm.run import Run, plan_of
-from dpldm.sampling import Sampler
-from dpldm.sheet import save_contact_sheet
-from dpldm.train.finetune import Tuner, algorithm_1
-from dpldm.tuned import with_weights
 
 CONFIG = Path("examples/fashion-mnist.yaml")
 
@@ -52,7 +45,7 @@ def main() -> None:
     result = {"backbone": Path(given.backbone).name, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
     result |= reconstruction_gate(config, train, test, given.epochs)
     if given.noiseless_steps:
-        result |= noiseless_gate(config, test, given.noiseless_steps)
+        result |= noiseless_gate(config, given.noiseless_steps)
     text = json.dumps(result, indent=2)
     Path(f"results/gates-{result['backbone']}.json").write_text(text + "\n")
     with Path("results/benchmark-looks.jsonl").open("a") as log:
@@ -86,35 +79,20 @@ def reconstruction_gate(config: RunConfig, train: Ingested, test: Ingested, epoc
     }
 
 
-def noiseless_gate(config: RunConfig, test: Ingested, steps: int) -> dict[str, float]:
+def noiseless_gate(config: RunConfig, steps: int) -> dict[str, float]:
     """Screen accuracy after the same fine-tuning with sigma = 0."""
     with tempfile.TemporaryDirectory(dir="candidates") as folder:
-        config = config.model_copy(
-            update={
-                "name": "noiseless",
-                "runtime": config.runtime.model_copy(update={"output": Path(folder)}),
-                "privacy": config.privacy.model_copy(update={"steps": steps}),
-            }
-        )
-        run, plan = Run(config), replace(plan_of(config), noise_multiplier=0.0)
-        run.create()
-        backbone = load_backbone(config.backbone)
-        latents = private_latents(config.data, backbone.autoencoder, config.backbone, run.latents)
-        tuner = Tuner(backbone, config, plan)
-        with open_ledger(run.ledger, plan.dataset_id, None) as ledger:
-            ledger.register(plan)
-            for step in algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SeededEntropy(0)):
-                print(f"noiseless {step.number}/{step.steps}", flush=True)
-        average = dict(zip(tuner.trainable, tuner.average.shadow_params, strict=True))
-    network = with_weights(load_backbone(config.backbone).denoiser, 10, average)
-    draw, labels = Sampler(backbone, network, config.sampling, config.data.image_size), torch.arange(10_000) % 10
-    batches = [draw(part, torch.Generator().manual_seed(k)) for k, part in enumerate(labels.split(500))]
-    images = np.concatenate(batches)
-    save_contact_sheet(Path("candidates/noiseless.png"), images, labels.numpy())
-    result = train_on_synthetic(
-        images, labels.numpy(), test.pixels, test.labels, protocol=SCREEN, classes=10, public_benchmark=True
-    )
-    return {"noiseless_steps": steps, "noiseless_screen_accuracy": result.scores["cnn"].mean}
+        changes = {
+            "runtime": config.runtime.model_copy(update={"output": Path(folder)}),
+            "privacy": config.privacy.model_copy(update={"steps": steps}),
+            "sampling": config.sampling.model_copy(update={"count": SCREEN.images}),
+            "evaluation": config.evaluation.model_copy(update={"protocol": SCREEN.name}),
+        }
+        config = config.model_copy(update=changes)
+        found = noiseless(config, lambda stage, done, total: print(f"{stage} {done}/{total}", flush=True))
+        run, _ = noiseless_run(config)
+        shutil.copy(run.directory / "contact-sheet.png", "candidates/noiseless.png")
+    return {"noiseless_steps": steps, "noiseless_screen_accuracy": found.scores["cnn"].mean}
 
 
 def commit() -> str:

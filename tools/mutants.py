@@ -39,6 +39,7 @@ class Mutant:
 
 P, T = "tests/privacy/test_", "tests/train/test_finetune.py::"
 S = "tests/train/test_selecting.py::"
+B = "tests/baselines/test_classifier.py::"
 MUTANTS = [
     # --- noise
     Mutant("no noise", "privacy.noise:add_gaussian", "standard_deviation * noise", "0 * noise",
@@ -183,6 +184,14 @@ MUTANTS = [
            T + "test_empty_batches_step_and_are_charged"),
     Mutant("images of a group clipped apart", "train.finetune:algorithm_1", "of_units = (losses.view_as(weights) * weights).sum(1)", "of_units = (losses.view_as(weights) * (weights > 0)).sum(1)",
            T + "test_a_groups_gradient_is_the_mean_over_its_images"),
+    Mutant("images of a group clipped apart by the classifier", "baselines.classifier:updates", "(losses.view_as(weights) * weights).sum(1)", "(losses.view_as(weights) * (weights > 0)).sum(1)",
+           B + "test_the_sum_is_that_of_a_loop_over_units"),
+    Mutant("features centred over all images", "baselines.classifier:scaled", "rows.mean(1, keepdim=True)", "rows.mean(0)",
+           B + "test_a_feature_vector_is_scaled_by_itself_alone"),
+    Mutant("a classifier under the run's own plan", "baselines.classifier:classifier_run", 'replace(plan, run=f"{config.name}/classifier")', "plan",
+           B + "test_it_is_a_plan_of_its_own_in_the_data_sets_ledger"),
+    Mutant("private images without noise", "baselines.result:require_published", "if not config.privacy.public_benchmark:", "if False:",
+           "tests/baselines/test_result.py::test_private_images_are_never_used_without_privacy"),
     Mutant("resumed without its ledger", "train.finetune:resume", 'if not ledger.contains(Head(*facts["head"])):', "if False:",
            T + "test_a_ledger_that_forgot_attempts_is_refused"),
     Mutant("resumed under another plan", "train.finetune:resume", 'if facts["plan"] != plan.digest():', "if False:",

@@ -33,6 +33,9 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command("dpldm.commands.run", "tune the backbone on private images with DP-SGD; resumes"),
     "sample": Command("dpldm.commands.run", "draw synthetic images from the tuned model; resumes"),
     "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
+    "baseline": Command(
+        "dpldm.commands.baseline", "what to compare with: a DP-SGD classifier, or (published images) no privacy"
+    ),
     "release": Command("dpldm.commands.run", "collect what may leave, with its privacy statement"),
     "report": Command(
         "dpldm.commands.report", "a release as a page to read and to print, and an internal one beside it"

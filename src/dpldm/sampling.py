@@ -55,9 +55,14 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
         UserError: the run has not been fine-tuned to its end.
     """
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
-    network = tuned_network(config, backbone)
-    run, settings = Run(config), settings_of_sampling(config)
-    labels = planned_labels(settings, len(config.data.labels))
+    yield from draw_all(config, backbone, tuned_network(config, backbone), settings_of_sampling(config))
+
+
+def draw_all(
+    config: RunConfig, backbone: Backbone, network: UNet2DConditionModel, settings: SamplingConfig
+) -> Iterator[SampleStep]:
+    """`sample` with a given network, whose checkpoint is the run's."""
+    run, labels = Run(config), planned_labels(settings, len(config.data.labels))
     draw = Sampler(backbone, network, settings, config.data.image_size)
     run.synthetic.mkdir(parents=True, exist_ok=True)
     run.note_settings()
@@ -83,7 +88,16 @@ def load_synthetic(config: RunConfig) -> SyntheticSet:
         UserError: some are missing, or the run was trained with other settings.
     """
     finished(config)
-    run, settings = Run(config), settings_of_sampling(config)
+    return all_drawn(config, settings_of_sampling(config))
+
+
+def all_drawn(config: RunConfig, settings: SamplingConfig) -> SyntheticSet:
+    """What a finished `draw_all` drew and kept.
+
+    Raises:
+        UserError: some images are missing.
+    """
+    run = Run(config)
     key = _settings_key(run, settings)
     drawn = _drawn(run, key)
     complete = len(drawn.labels) == len(planned_labels(settings, len(config.data.labels)))
@@ -113,8 +127,12 @@ def settings_of_sampling(config: RunConfig) -> SamplingConfig:
     That is all that the histogram is used for.
     """
     settings = config.sampling
-    noised = noised_histogram(config) if settings.label_counts is None else None
-    if noised is None:
+    return settings if settings.label_counts is not None else steered(settings, noised_histogram(config))
+
+
+def steered(settings: SamplingConfig, noised: Tensor | None) -> SamplingConfig:
+    """The settings with the shares of a noised histogram, (K,), where there is one and no counts are given."""
+    if noised is None or settings.label_counts is not None:
         return settings
     return settings.model_copy(update={"label_counts": counts_by_share(class_shares(noised), settings.count)})
 

@@ -39,14 +39,14 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         out.print(f"Rehearsal on public images: run {config.name!r}.")
     for stage in _STAGES[name]:
         start = time.monotonic()
-        with _crashes_kept_inside(config):
+        with crashes_kept_inside(config):
             stage(config, given)
-        _note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
+        note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
     return 0
 
 
 @contextmanager
-def _crashes_kept_inside(config: RunConfig) -> Iterator[None]:
+def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
     """What a defect says (a shape, a size of memory) may follow private data: it is kept in private/.
 
     Raises:
@@ -70,7 +70,7 @@ def _crashes_kept_inside(config: RunConfig) -> Iterator[None]:
         ) from None
 
 
-def _note_duration(config: RunConfig, stage: str, seconds: float) -> None:
+def note_duration(config: RunConfig, stage: str, seconds: float) -> None:
     """Append to private/timings.jsonl (durations follow batch sizes: INTERNAL); `plan` leaves no trace on disk."""
     from dpldm.run import Run
 

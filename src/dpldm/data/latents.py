@@ -7,7 +7,7 @@ sample a fresh latent, as encoding on the fly would.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +85,30 @@ def private_latents(
     images_per_group: int | None = None,
     keep: bool = False,
 ) -> PrivateLatents:
+    """The private images, encoded by the backbone's autoencoder, and kept in a cache (see `private_encodings`)."""
+    # The card names the weights by sha256, so a backbone that was made again at the same place is another one.
+    card = json.dumps(read_card(backbone), sort_keys=True)
+
+    def encoder(pixels: NDArray[np.uint8]) -> Posterior:
+        return encode(autoencoder, pixels)
+
+    return private_encodings(data, encoder, card, path, images_per_group=images_per_group, keep=keep)
+
+
+def private_encodings(
+    data: DataConfig,
+    encoder: Callable[[NDArray[np.uint8]], Posterior],
+    name: str,
+    path: Path,
+    *,
+    images_per_group: int | None = None,
+    keep: bool = False,
+) -> PrivateLatents:
     """The private images, encoded, and kept in a cache at `path`.
 
     Args:
+        encoder: images uint8 (N, S, S, C) to posteriors, each a function of its own image alone.
+        name: identity of the encoder: another one must not meet the cache of this one.
         images_per_group: None, or the number of images that a unit keeps (see `ingest`).
         keep: a model has been trained on the cache: use it again. Otherwise it is made anew, since images may have been
             added, withdrawn or labelled otherwise in between.
@@ -97,10 +118,8 @@ def private_latents(
     Raises:
         UserError: see `ingest`.
     """
-    # The name of what was encoded: another preprocessing or backbone must not meet an old cache. The backbone's card
-    # names its weights by sha256, so a backbone that was made again at the same place is another one.
-    settings = data.model_dump_json(exclude={"test_path"}) + json.dumps(read_card(backbone), sort_keys=True)
-    recipe = hashlib.sha256(settings.encode()).hexdigest()
+    # The name of what was encoded: another preprocessing or encoder must not meet an old cache.
+    recipe = hashlib.sha256((data.model_dump_json(exclude={"test_path"}) + name).encode()).hexdigest()
     if keep and path.exists():
         groups, facts = load_checkpoint(path)
         if facts["recipe"] == recipe:
@@ -109,7 +128,7 @@ def private_latents(
             return PrivateLatents(posterior, cache["labels"], cache["usable"].bool(), cache.get("members"))
     records = ingest(private_source(data), preprocessing_of(data), data.labels, images_per_group)
     _log_problems(path.parent / "unreadable.jsonl", records.problems)
-    posterior = encode(autoencoder, records.pixels)
+    posterior = encoder(records.pixels)
     members = None if images_per_group is None else _members(records.units)
     latents = PrivateLatents(posterior, torch.from_numpy(records.labels), torch.from_numpy(~records.null), members)
     cache = {

@@ -49,10 +49,10 @@ def check_evaluation(config: RunConfig) -> None:
     Raises:
         UserError: there are no readable test images, no extractor, or too few synthetic images for the protocol.
     """
-    _test_images(config)
+    real_test_images(config)
     _extractor(config)
     count = len(planned_labels(config.sampling, len(config.data.labels)))
-    protocol = _protocol(config, count)
+    protocol = protocol_of(config, count)
     if config.data.labels and count < protocol.images:
         raise UserError(
             f"The evaluation {protocol.name} needs {protocol.images:,} synthetic images, sampling asks for {count:,}: "
@@ -66,8 +66,24 @@ def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] 
     Raises:
         UserError: there are no test images, or too few synthetic ones for the protocol.
     """
-    synthetic, test = load_synthetic(config), _test_images(config)
+    synthetic, test = load_synthetic(config), real_test_images(config)
     Run(config).note_settings()
+    result = measured(config, synthetic, test, on_epoch)
+    replace_file(Run(config).private / "evaluation.json", json.dumps(result.to_json(), indent=2).encode())
+    return result
+
+
+def measured(
+    config: RunConfig,
+    synthetic: SyntheticSet,
+    test: Ingested,
+    on_epoch: Callable[[Kind, int, int, int], None] | None = None,
+) -> Evaluation:
+    """A synthetic set against real test images, by the config's protocol.
+
+    Raises:
+        UserError: there are too few synthetic images for it.
+    """
     classes = len(config.data.labels)
     public = config.privacy.public_benchmark
     utility = None
@@ -77,19 +93,22 @@ def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] 
             synthetic.labels,
             test.pixels[~test.null],
             test.labels[~test.null],
-            protocol=_protocol(config, len(synthetic.labels)),
+            protocol=protocol_of(config, len(synthetic.labels)),
             classes=classes,
             seeds=config.evaluation.seeds,
             device=chosen_device(config.runtime.device).type,
             public_benchmark=public,
             on_epoch=on_epoch,
         )
-    result = Evaluation(utility, _distances(config, synthetic, test), public)
-    replace_file(Run(config).private / "evaluation.json", json.dumps(result.to_json(), indent=2).encode())
-    return result
+    return Evaluation(utility, _distances(config, synthetic, test), public)
 
 
-def _test_images(config: RunConfig) -> Ingested:
+def real_test_images(config: RunConfig) -> Ingested:
+    """The images of `data.test_path`. INTERNAL.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
     data = config.data
     if data.test_path is None:
         raise UserError("evaluate needs real test images that were not trained on: set data.test_path.")
@@ -97,7 +116,8 @@ def _test_images(config: RunConfig) -> Ingested:
     return ingest(source, preprocessing_of(data), data.labels)
 
 
-def _protocol(config: RunConfig, images: int) -> Protocol:
+def protocol_of(config: RunConfig, images: int) -> Protocol:
+    """The config's protocol; `images` is how many a quick one uses."""
     return {"full": FULL, "screen": SCREEN}.get(config.evaluation.protocol) or quick(images)
 
 

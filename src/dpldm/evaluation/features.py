@@ -6,6 +6,7 @@ extractor carries a name, and results are labelled with it (see fidelity.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from dpldm.errors import MissingExtra, UserError
 from dpldm.evaluation.inception import load_inception
+from dpldm.models.autoencoder import encode, latent_shape
+from dpldm.models.backbone import Backbone
 
 Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -72,6 +75,23 @@ class EfficientNetLite0:
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         features: Tensor = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
         return features
+
+
+class EncoderMeans:
+    """What a backbone's encoder makes of an image: the mean of its posterior, flattened. No extra is needed.
+
+    Args:
+        backbone: public.
+        image_size: pixels a side of the images to come.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int) -> None:
+        self.name = f"{backbone.name}-encoder:{backbone.digest[:12]}"
+        self.dim = math.prod(latent_shape(backbone.autoencoder, image_size))
+        self.autoencoder = backbone.autoencoder
+
+    def __call__(self, images: Images) -> Features:
+        return encode(self.autoencoder, images).mean.flatten(1).numpy()
 
 
 class InceptionV3:

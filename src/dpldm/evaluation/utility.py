@@ -123,7 +123,7 @@ def train_on_synthetic(
     for kind in kinds:
         trained = [_train(kind, images, labels, protocol, classes, seed, device, on_epoch) for seed in seeds]
         hits = np.stack([model.predict(test_images) == test_labels for model in trained])
-        scores[kind] = _score(hits, [model.epoch for model in trained], test_labels, classes)
+        scores[kind] = score(hits, [model.epoch for model in trained], test_labels, classes)
     return UtilityResult(
         protocol=protocol.name,
         train=protocol.train,
@@ -175,8 +175,8 @@ def _train(
     )
 
 
-def _score(hits: NDArray[np.bool_], epochs: list[int], test_labels: Labels, classes: int) -> Score:
-    """`hits` (seeds, test images): whether each prediction is right."""
+def score(hits: NDArray[np.bool_], epochs: list[int], test_labels: Labels, classes: int) -> Score:
+    """The score of one kind of classifier. `hits` (seeds, test images): whether each prediction is right."""
     accuracies = tuple(float(row.mean()) for row in hits)
     mean = fmean(accuracies)
     present = (test_labels == k for k in range(classes))

@@ -134,7 +134,7 @@ def algorithm_1(
             try:
                 batch = mechanism.draw()  # charge the ledger, then sample each unit with probability q
             except BudgetExhausted:
-                yield _shown(tuner, plan, ledger, curve, ended_early=True)
+                yield shown(tuner, plan, ledger, curve, ended_early=True)
                 return
             for records, weights in latents.passes(batch, run.config.runtime.physical_batch_size):  # none if empty
                 of_batch = (records.numel(), plan.draws_per_example, shape)
@@ -147,7 +147,7 @@ def algorithm_1(
                 mechanism.accumulate(of_units, weights.any(1), records.shape[1])  # clip each unit's to C, add
             tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average
             tuner.save(run, plan, ledger.head)
-            yield _shown(tuner, plan, ledger, curve)
+            yield shown(tuner, plan, ledger, curve)
 
 
 @dataclass(frozen=True)
@@ -210,15 +210,23 @@ def example_losses(
     return losses.view(-1, each).mean(1)
 
 
-class Tuner:
-    """The tuned network with its optimizer and averaged weights: all of it a function of noised gradients."""
+class Learner:
+    """Parameters with their optimizer and averaged weights: all of it a function of noised gradients.
 
-    def __init__(self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan) -> None:
-        adapt_to_labels(backbone.denoiser, len(config.data.labels))
-        self.network: UNet2DConditionModel = backbone.denoiser.eval()
-        self.trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
-        self.backbone_digest = backbone.digest
-        self.settings, self.steps = config.optimizer, plan.steps
+    Args:
+        trainable: name -> parameter, the ones that the mechanism clips.
+        backbone_digest: identity of the public weights that they are trained on top of.
+    """
+
+    def __init__(
+        self,
+        trainable: dict[str, nn.Parameter],
+        backbone_digest: str,
+        settings: OptimizerConfig,
+        plan: PrivacyPlan,
+    ) -> None:
+        self.trainable, self.backbone_digest = trainable, backbone_digest
+        self.settings, self.steps = settings, plan.steps
         self.optimizer = self._adam(plan.noise_multiplier / plan.expected_batch_size)
         self.average = averaged(self.settings.average, self._parameters, self.settings.ema_decay)
         self.updates = 0
@@ -245,10 +253,6 @@ class Tuner:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(self._parameters)
         self.updates += 1
-
-    def start_from(self, means: Tensor, scheduler: DDPMScheduler) -> None:
-        """Tell classes apart by their noised mean latents, (K, c, h, w), before the first update."""
-        warm_start(self.network, self.trainable, scheduler, means, self.settings.warm_start_steps)
 
     def save(self, run: Run, plan: PrivacyPlan, head: Head) -> None:
         """Checkpoint after every update, so that a kill costs at most the attempt under way."""
@@ -279,7 +283,21 @@ class Tuner:
         self.updates = updates
 
 
-def resume(tuner: Tuner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
+class Tuner(Learner):
+    """The tuned denoiser."""
+
+    def __init__(self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan) -> None:
+        adapt_to_labels(backbone.denoiser, len(config.data.labels))
+        self.network: UNet2DConditionModel = backbone.denoiser.eval()
+        trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
+        super().__init__(trainable, backbone.digest, config.optimizer, plan)
+
+    def start_from(self, means: Tensor, scheduler: DDPMScheduler) -> None:
+        """Tell classes apart by their noised mean latents, (K, c, h, w), before the first update."""
+        warm_start(self.network, self.trainable, scheduler, means, self.settings.warm_start_steps)
+
+
+def resume(tuner: Learner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
     """Continue from the run's checkpoint, if there is one and the ledger vouches for it.
 
     Raises:
@@ -368,9 +386,10 @@ def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) 
         raise UserError(f"The backbone {backbone.name} cannot be tuned privately. {error}") from None
 
 
-def _shown(
-    tuner: Tuner, plan: PrivacyPlan, ledger: Ledger, curve: list[tuple[int, float]], ended_early: bool = False
+def shown(
+    tuner: Learner, plan: PrivacyPlan, ledger: Ledger, curve: list[tuple[int, float]], ended_early: bool = False
 ) -> FinetuneStep:
+    """What an update lets out. `curve` is the plan's `epsilon_curve`."""
     attempts = ledger.attempts(plan)
     spent = next(value for number, value in curve if number >= attempts)  # the next point above: never too small
     return FinetuneStep(tuner.updates, plan.steps, attempts, spent, ended_early)

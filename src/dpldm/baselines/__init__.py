@@ -1,0 +1,1 @@
+"""Baselines beside a synthetic set: a DP-SGD classifier, the papers' CNN on real images, and tuning without noise."""

@@ -1,0 +1,104 @@
+"""What a baseline found, and who may see it. Only published images may be used without privacy."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpldm.config import RunConfig
+from dpldm.errors import UserError
+from dpldm.evaluation.utility import Score
+from dpldm.privacy.ledger import LedgerError, read_ledger
+from dpldm.run import Run
+from dpldm.train.checkpoint import replace_file
+
+OnProgress = Callable[[str, int, int], None]
+"""(stage, done, total), functions of the settings alone."""
+
+
+def unseen(stage: str, done: int, total: int) -> None:
+    """Nobody follows."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Accuracy on real test images. INTERNAL unless `public`."""
+
+    kind: str
+    what: str  # in a sentence
+    public: bool
+    test: int  # images
+    scores: Mapping[str, Score]  # by classifier
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)  # what else a reader must know
+
+    @property
+    def status(self) -> str:
+        """Whether it may be shown."""
+        return "public benchmark" if self.public else "INTERNAL: reads private images, do not publish"
+
+    def keep(self, config: RunConfig) -> Path:
+        """Write `private/baselines/KIND.json`, and return its place."""
+        path = folder_of(config) / f"{self.kind}.json"
+        replace_file(path, json.dumps({"status": self.status, **asdict(self)}, indent=2).encode())
+        return path
+
+
+def folder_of(config: RunConfig) -> Path:
+    """INTERNAL like all that is private; made if it is missing."""
+    folder = Run(config).private / "baselines"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run_of(config: RunConfig, kind: str, ledger: Path, **sections: Any) -> Run:
+    """A run of its own for a baseline, in the folder of the run that it stands beside.
+
+    Args:
+        ledger: where its attempts are charged.
+        sections: settings that differ from the config's.
+    """
+    privacy = sections.pop("privacy", config.privacy)
+    changes = {
+        "name": kind,
+        "privacy": privacy.model_copy(update={"ledger": ledger.absolute()}),
+        "runtime": config.runtime.model_copy(update={"output": folder_of(config)}),
+    }
+    return Run(config.model_copy(update=changes | sections))
+
+
+def require_published(config: RunConfig, kind: str) -> None:
+    """Refuse to look at private images without noise, also INTERNALLY.
+
+    What would be found is a function of private images outside every budget, and it is for choosing: epsilon, settings,
+    whether to release at all. Whatever is released after such a choice depends on them in a way that no ledger knows.
+
+    Raises:
+        UserError: the images are not declared to be published, or a ledger says otherwise.
+    """
+    if not config.privacy.public_benchmark:
+        raise UserError(
+            f"`dpldm baseline {kind}` uses images without any privacy: add --stand-in for public ones in their place, "
+            "or declare privacy.public_benchmark if they are published."
+        )
+    private = config.privacy.model_copy(update={"public_benchmark": False})
+    ledger = Run(config.model_copy(update={"privacy": private})).ledger
+    try:
+        capped = ledger.exists() and read_ledger(ledger)[0]["cap"] is not None
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+    if capped:
+        raise UserError(
+            f"The data set {config.privacy.dataset_id!r} has a ledger with a cap, so it is no public benchmark: add "
+            "--stand-in for public images in its place."
+        )
+
+
+def require_classes(config: RunConfig) -> None:
+    """Refuse what has no classes to tell apart.
+
+    Raises:
+        UserError: data.labels is empty.
+    """
+    if not config.data.labels:
+        raise UserError("A baseline is the accuracy of a classifier: declare the classes with data.labels.")

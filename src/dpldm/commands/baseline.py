@@ -1,0 +1,67 @@
+"""`dpldm baseline KIND --config FILE [--stand-in [DIR]]`."""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dpldm.commands.run import crashes_kept_inside, note_duration, overrides, use_threads
+from dpldm.config import RunConfig
+from dpldm.console import LINES, out
+from dpldm.loading import load_config
+
+EPILOG = """classifier  a linear classifier on public features, trained with DP-SGD on the real images; resumes.
+            A plan of its own, which costs privacy.epsilon once more, within privacy.cap. Its accuracy is INTERNAL
+real        the papers' CNN trained on the real images
+noiseless   the run's own tuning, sampling and evaluation without noise; resumes
+The last two are NOT PRIVATE, hence only for images that are published, or for --stand-in.
+Settings may follow as --section.key value. Results: private/baselines/KIND.json in the run's folder."""
+
+
+def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Run one baseline and print what it found."""
+    parser.add_argument("kind", choices=("classifier", "real", "noiseless"))
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the run's config")
+    parser.add_argument(
+        "--stand-in",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="on public images in place of private ones: a labelled public set (held-out letters)",
+    )
+    parser.epilog = EPILOG
+    given, rest = parser.parse_known_args(words)
+    config = load_config(RunConfig, given.config, overrides(rest))
+    use_threads(config)
+    from dpldm.baselines.classifier import classifier
+    from dpldm.baselines.noiseless import noiseless
+    from dpldm.baselines.real import real
+    from dpldm.report.baseline import baseline_table
+
+    if given.stand_in is not None:
+        from dpldm.rehearsing import rehearsal
+
+        config = rehearsal(config, None if given.stand_in is True else given.stand_in)
+        out.print(f"Rehearsal on public images: run {config.name!r}.")
+    found = {"classifier": classifier, "real": real, "noiseless": noiseless}[given.kind]
+    start = time.monotonic()
+    with crashes_kept_inside(config):
+        result = found(config, _lines())
+    note_duration(config, f"baseline {given.kind}", time.monotonic() - start)
+    out.print(baseline_table(result))
+    return 0
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    """A line at every twentieth part of a stage: numbers alone decide, no time is shown (see `console.follow`)."""
+    last: tuple[str, int] | None = None
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        part = (stage, done * LINES // total)
+        if part != last:
+            out.print(f"{stage} {done}/{total}")
+        last = part
+
+    return show
