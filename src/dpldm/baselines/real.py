@@ -1,4 +1,4 @@
-"""`dpldm baseline real`: the papers' CNN trained on the real images, the upper bound without privacy."""
+"""`dpldm baseline real`: the papers' CNN trained on the real images, without privacy: a synthetic set's upper bound."""
 
 from dataclasses import replace
 
