@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
 from cases import CASES, QUICK_CASES
 from measure import measured, memory_here, whole_step
 from report import write_report
