@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import STAGES, Arm, arms_of, clip_norm_of, errors, trained
-from cases import CASES, QUICK_CASES, Case
 from diffusers.training_utils import EMAModel
 
+from arms import STAGES, Arm, arms_of, clip_norm_of, errors, trained
+from cases import CASES, QUICK_CASES, Case
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.ledger import open_ledger

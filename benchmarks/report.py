@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+
 from measure import REFERENCE, ratios, spread
 
 OURS = "dpldm"

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
 from cases import CASES, QUICK_CASES, Case
 from measure import measured, memory_here, profiled, whole_step
 from report import write_report

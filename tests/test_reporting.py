@@ -1,7 +1,6 @@
 """`report` and `clean`: made from releases that verify accepts, once and again; what is paid for is not thrown away."""
 
 import json
-import re
 import shutil
 import stat
 import sys
@@ -181,7 +180,7 @@ def test_a_selection_is_reported_on_as_a_whole(chosen: Run, monkeypatch: pytest.
     inside = (chosen.private / "report.html").read_text()
     assert "How long a selection took tells how many trials there were" in inside
     assert "16 min" in inside
-    assert not re.search("16 min|987", seen)
+    assert "16 min" not in seen
 
 
 CHOICE = "learning rate 0.003 of 0.001, 0.003, 0.01; 3 trials on average, each as above; their number is secret"
@@ -235,14 +234,16 @@ def test_without_matplotlib_the_remedy_is_named_and_the_release_stays_good(
     released: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     report(released.directory)
-    monkeypatch.setattr(page, "_charts", CHARTS)
+    before = (released.release / "report.html").read_bytes()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(released.directory)]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
     assert "needs the package matplotlib: install it with  pip install 'dpldm[report]'" in told.err
-    assert accepted(released)
+    assert (released.release / "report.html").read_bytes() == before
     assert main(["verify", str(released.release)]) == 0
 
 

@@ -18,6 +18,7 @@ from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import read_card, sha256_of
 from dpldm.privacy.ledger import LedgerError, read_ledger
+from dpldm.report.charts import require_matplotlib
 from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.page import page
 from dpldm.report.samples import load_samples
@@ -50,6 +51,7 @@ def report(directory: Path) -> Reports:
     """
     run = run_at(directory)
     require_release(run)
+    require_matplotlib()
     _take_away(run.release)
     require_intact(run.release)
     statement = read_statement(run.release)

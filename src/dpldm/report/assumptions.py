@@ -37,6 +37,7 @@ def assumptions(plan: Plan, plans_on_this_data_set: int) -> list[Assumption]:
 
 def _of_the_code(plan: PrivacyPlan, selected: bool) -> list[Assumption]:
     exact = plan.noise == "grid"
+    answers = " and its part of the noised answers" if plan.queries else ""
     charged = (
         Assumption(
             "The whole selection was written to the ledger before its first trial touched a record.",
@@ -52,7 +53,7 @@ def _of_the_code(plan: PrivacyPlan, selected: bool) -> list[Assumption]:
         )
     )
     return [
-        Assumption("A record reaches the model only through its own gradient.", Status.HOLDS, _proved("1")),
+        Assumption(f"A record reaches the model only through its own gradient{answers}.", Status.HOLDS, _proved("1")),
         Assumption(
             f"What one {plan.unit} adds to a sum is cut to norm C, whatever it is, before noise is added.",
             Status.HOLDS,

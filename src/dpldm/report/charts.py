@@ -25,6 +25,18 @@ WIDTH = 4.6  # inches at 72 to the inch: about the width of a phone, so that tex
 Draw = Callable[["Axes"], None]
 
 
+def require_matplotlib() -> None:
+    """Refuse to begin what charts could not be drawn for.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "report", "A report's charts") from error
+
+
 def figure(name: str, description: str, draw: Draw, height: float = 3.1) -> str:
     """One chart as SVG text without scripts, styles or foreign references.
 
@@ -37,11 +49,10 @@ def figure(name: str, description: str, draw: Draw, height: float = 3.1) -> str:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "report", "A report's charts") from error
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
