@@ -196,7 +196,7 @@ MUTANTS = [
            T + "test_a_ledger_that_forgot_attempts_is_refused"),
     Mutant("resumed under another plan", "train.finetune:resume", 'if facts["plan"] != plan.digest():', "if False:",
            T + "test_the_checkpoint_of_another_plan_is_refused"),
-    Mutant("frozen weights tuned", "models.trainable:choose_trainable", "parameter.requires_grad_(wanted)", "parameter.requires_grad_(True); wanted = True",
+    Mutant("frozen weights tuned", "models.trainable:choose_trainable", "parameter.requires_grad_(tuned)", "parameter.requires_grad_(True); tuned = True",
            T + "test_only_what_is_trained_moves"),
     # --- data
     Mutant("an unreadable record dropped", "data.ingest:ingest", "units = _units(source, images_per_group)", "units = _units(source, images_per_group); pixels, label_index, null = pixels[~null], label_index[~null], null[~null]",
