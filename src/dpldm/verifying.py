@@ -35,7 +35,9 @@ INSIDE = {
 ALLOWED_FILES = re.compile(
     r"README\.md|synthetic\.npz|synthetic/(README\.md|metadata\.csv|([^/]+/)?\d{6,}\.png)"
     r"|model/(backbone|model_index)\.json|model/scheduler/scheduler_config\.json"
-    r"|model/(vae|unet)/(config\.json|diffusion_pytorch_model\.safetensors)"
+    r"|model/(vae|vqvae|unet|transformer)/(config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?)"
+    r"|model/(text_encoder|bert)/((generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?)"
+    r"|model/tokenizer/((tokenizer(_config)?|vocab|special_tokens_map|added_tokens)\.json|(merges|vocab)\.txt)"
 )
 """Everything a release may hold, beside privacy.json."""
 
@@ -116,8 +118,9 @@ def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
 
 def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
     """Nothing missing, and no section of one's own to show a loss or a count in."""
-    candidates = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
-    inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | candidates}
+    further = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
+    further |= {"caption_template"} & set(statement["declared_constants"])
+    inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | further}
     return set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
 
 
@@ -146,9 +149,9 @@ def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
 
 def _public_weights(statement: dict[str, Any]) -> bool:
     """What is released as a model was tuned in its denoiser alone."""
-    name = "vae/diffusion_pytorch_model.safetensors"
-    released = statement["files"].get(f"model/{name}")
-    return released is None or released == statement["backbone"]["sha256"][name]
+    released = {name.removeprefix("model/"): digest for name, digest in statement["files"].items()}
+    weights = (name for name in released if re.fullmatch(r"(vae|vqvae)/[^/]*\.safetensors", name))
+    return all(released[name] == statement["backbone"]["sha256"][name] for name in weights)
 
 
 def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
