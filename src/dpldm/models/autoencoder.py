@@ -15,7 +15,7 @@ Two conventions keep the rest of the package simple:
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Pixels(nn.Module):
         self.config = SimpleNamespace(
             in_channels=channels, latent_channels=channels, block_out_channels=(channels,), scaling_factor=1.0
         )
+        self.place: Tensor
         self.register_buffer("place", torch.empty(0), persistent=False)
 
     @property
@@ -56,7 +57,7 @@ class Pixels(nn.Module):
         return self.place.device
 
 
-Autoencoder = AutoencoderKL | VQModel | Pixels
+Autoencoder: TypeAlias = AutoencoderKL | VQModel | Pixels
 
 
 def build_autoencoder(

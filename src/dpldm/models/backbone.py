@@ -238,9 +238,9 @@ def latent_entries_of(name_or_path: str, image_size: int) -> int:
     try:
         settings = json.loads((locate_backbone(name_or_path) / part / "config.json").read_text(encoding="utf-8"))
         if layout.autoencoder is None:
-            return int(settings["in_channels"]) * image_size**2
-        side = -(-image_size // 2 ** (len(settings["block_out_channels"]) - 1))
-        return int(settings["latent_channels"]) * side**2
+            return int(settings["in_channels"]) * image_size * image_size
+        side: int = -(-image_size // 2 ** (len(settings["block_out_channels"]) - 1))
+        return int(settings["latent_channels"]) * side * side
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
 

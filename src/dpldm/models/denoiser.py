@@ -58,9 +58,7 @@ def _target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps:
 def _min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """min(SNR, gamma) as a weight of the clean latent's error (Hang et al. 2023, sec. 3.4), carried over to the error
     of what is predicted: over SNR for the noise, over SNR + 1 for the velocity, as it is for the clean latent; (N,)."""
-    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    kept: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     ratio = kept / (1 - kept)
-    if scheduler.config.prediction_type == "sample":
-        return ratio.clamp(max=gamma)
-    weights: Tensor = ratio.clamp(max=gamma) / (ratio + (scheduler.config.prediction_type == "v_prediction"))
-    return weights
+    kind, weights = scheduler.config.prediction_type, ratio.clamp(max=gamma)
+    return weights if kind == "sample" else weights / (ratio + (kind == "v_prediction"))

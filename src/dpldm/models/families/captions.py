@@ -64,7 +64,7 @@ class Captions(Family):
     def load(self, directory: Path, index: Mapping[str, Any], layout: Layout) -> nn.Module:
         """See `Family.load`."""
         require_class(index, layout.denoiser, ("UNet2DConditionModel",))
-        unet = load_part(UNet2DConditionModel, directory / layout.denoiser)
+        unet: Any = load_part(UNet2DConditionModel, directory / layout.denoiser)
         foreign = [name for name in FOREIGN if unet.config[name] is not None]
         if foreign:
             raise UserError(
@@ -74,7 +74,7 @@ class Captions(Family):
         encoder = _load_encoder(directory, index, str(layout.text_encoder))
         return TextToImage(unet, encoder, _load_tokenizer(directory, index))
 
-    def save(self, network: nn.Module, directory: Path, layout: Layout, source: Path | None) -> None:
+    def save(self, network: Any, directory: Path, layout: Layout, source: Path | None) -> None:
         """See `Family.save`. An encoder that was not tuned is copied."""
         part = str(layout.text_encoder)
         save_half(network.unet, directory / layout.denoiser)
@@ -107,7 +107,7 @@ class Captions(Family):
         """See `Family.null`: the empty text, which pipelines guide away from."""
         return self.tokens(network, [""])[0]
 
-    def tokens(self, network: nn.Module, texts: Sequence[str]) -> Tensor:
+    def tokens(self, network: Any, texts: Sequence[str]) -> Tensor:
         """See `Family.tokens`. Long texts are cut, short ones filled up, as the stock pipelines do."""
         config, tokenizer = network.text_encoder.config, network.tokenizer
         longest = min(int(config.max_position_embeddings), int(tokenizer.model_max_length))
@@ -115,7 +115,7 @@ class Captions(Family):
         ids: Tensor = encoded.input_ids
         return ids
 
-    def settings(self, network: nn.Module) -> Any:
+    def settings(self, network: Any) -> Any:
         """See `Family.settings`."""
         return network.unet.config
 
@@ -127,7 +127,7 @@ def _load_encoder(directory: Path, index: Mapping[str, Any], part: str) -> nn.Mo
         from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
     except ImportError:
         raise MissingExtra("transformers", "text", "A backbone that is told texts") from None
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     kind = LDMBertModel if name == "LDMBertModel" else transformers.CLIPTextModel
     files = weights_of(directory / part).values()
     variant = "fp16" if any(".fp16." in path.name for path in files) else None

@@ -62,7 +62,7 @@ class Transformer(Family):
 
     def null(self, network: nn.Module) -> Tensor:
         """See `Family.null`."""
-        return torch.tensor(int(network.config["num_embeds_ada_norm"]))
+        return torch.tensor(int(self.settings(network)["num_embeds_ada_norm"]))
 
     def adapt(self, network: nn.Module, classes: int) -> None:
         """See `Family.adapt`. Every class starts at the mean of the public ones, as in families/class_token.py."""
@@ -72,7 +72,7 @@ class Transformer(Family):
 
 
 @torch.no_grad()
-def _resize(network: nn.Module, classes: int, *, start_at_mean: bool = False) -> None:
+def _resize(network: Any, classes: int, *, start_at_mean: bool = False) -> None:
     """Give every table so many class rows, the null row after them; new rows are the mean of those there were."""
     for part in network.modules():
         if type(part).__name__ != "LabelEmbedding":
@@ -82,8 +82,7 @@ def _resize(network: nn.Module, classes: int, *, start_at_mean: bool = False) ->
         mean = rows.mean(0, keepdim=True) if len(rows) else null
         kept = rows[: 0 if start_at_mean else classes]
         table = torch.cat([kept, mean.expand(classes - len(kept), -1), null])
-        new = nn.Embedding(*table.shape, device=old.weight.device, dtype=old.weight.dtype)
-        new.weight.copy_(table)
-        new.weight.requires_grad_(old.weight.requires_grad)
-        part.embedding_table, part.num_classes = new, classes
+        part.embedding_table = nn.Embedding(len(table), table.shape[1], _weight=table)
+        part.embedding_table.requires_grad_(old.weight.requires_grad)
+        part.num_classes = classes
     network.register_to_config(num_embeds_ada_norm=classes)

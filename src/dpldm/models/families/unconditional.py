@@ -33,7 +33,8 @@ class Unconditional(Family):
         """See `Family.load`."""
         require_class(index, layout.denoiser, ("UNet2DModel",))
         network = load_part(UNet2DModel, directory / layout.denoiser)
-        if network.config["num_class_embeds"] is not None or network.config["class_embed_type"] is not None:
+        settings = self.settings(network)
+        if settings["num_class_embeds"] is not None or settings["class_embed_type"] is not None:
             raise UserError(
                 f"The UNet in {directory} is told classes, and no stock pipeline of its kind passes them on: use a "
                 "DiTPipeline for classes, or a UNet without num_class_embeds."
