@@ -136,7 +136,7 @@ def test_load_tune_release_and_load_again_in_the_stock_class(
     labels = torch.full((3,), -1) if TOLD[kind] == "nothing" else torch.tensor([0, 1, 1])
     ours = Sampler(tuned, tuned.denoiser, settings, 32, texts)(labels, torch.Generator().manual_seed(5))
     theirs = images_of_the_stock_class(directory / "model", build_solver(tuned.scheduler, settings), kind, guidance)
-    assert np.abs(ours / 255 - theirs).max() < 1.5 / 255, "one image from one noise, but for rounding to 8 bits"
+    assert np.abs(ours / 255 - theirs).max() < 0.6 / 255, "one image from one noise, but for rounding to 8 bits"
 
     network = tuned_network(config, load_backbone(config.backbone))
     reloaded, in_memory, before = (
@@ -246,7 +246,7 @@ def test_what_has_no_influence_has_no_gradient_and_all_else_has(kind: str, stock
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents_are_those_the_stock_class_draws(kind: str, stock: Callable[[str], Path]) -> None:
-    """(z - shift) * scale of the stock autoencoder; decoding undoes it."""
+    """z * scale of the stock autoencoder, without its shift, which no stock pipeline here knows; decoding undoes it."""
     autoencoder = load_backbone(str(stock(kind))).autoencoder
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     found = encode(autoencoder, pixels)
@@ -257,11 +257,11 @@ def test_latents_are_those_the_stock_class_draws(kind: str, stock: Callable[[str
     elif hasattr(autoencoder, "quantize"):
         assert torch.allclose(found.mean, autoencoder.encode(images).latents * 0.18215, atol=1e-6)
     else:
-        scale, shift = (0.5, 0.25) if kind == "unconditional" else (0.18215, 0.0)
+        scale = 0.5 if kind == "unconditional" else 0.18215
         posterior = autoencoder.encode(images).latent_dist
-        assert torch.allclose(found.mean, (posterior.mean - shift) * scale, atol=1e-6)
+        assert torch.allclose(found.mean, posterior.mean * scale, atol=1e-6)
         assert torch.allclose(torch.exp(0.5 * found.log_variance), posterior.std * scale, rtol=1e-5)
-        expected = (autoencoder.decode(found.mean / scale + shift).sample.clamp(-1, 1) + 1) / 2
+        expected = (autoencoder.decode(found.mean / scale).sample.clamp(-1, 1) + 1) / 2
         drawn = torch.from_numpy(decode(autoencoder, found.mean, 32)).permute(0, 3, 1, 2) / 255
         assert float((drawn - expected).abs().max()) < 1 / 255
     if kind == "pixels" or hasattr(autoencoder, "quantize"):
