@@ -7,15 +7,15 @@ Two conventions keep the rest of the package simple:
   again after decoding, so 28x28 images lose nothing.
 * Latents have zero mean and unit variance per channel on *public* images. The constants are folded into the
   1x1 convolutions at either end of the latent space (`standardise_latents`), so that `scaling_factor` is 1 and
-  any stock pipeline that loads the directory gets the right scale. Foreign autoencoders have a `scaling_factor`
-  (and perhaps a shift), which their makers took from public images: `encode` and `decode` apply it, so that latents
-  mean the same everywhere else.
+  any stock pipeline that loads the directory gets the right scale. Foreign autoencoders have a `scaling_factor`,
+  which their makers took from public images: `encode` and `decode` apply it, so that latents mean the same everywhere
+  else. A `shift_factor` is left alone, as it is by the stock pipelines of all our families.
 """
 
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -125,12 +125,12 @@ def encode(autoencoder: Autoencoder, pixels: np.ndarray, batch_size: int = 256) 
     Images never meet: convolutions and group norms treat each one alone, so a record's latent depends on that
     record only (tested), which is what lets a private cache be computed once.
     """
-    factor, (scale, shift) = downsampling(autoencoder), _scale(autoencoder.config)
+    factor, scale = downsampling(autoencoder), float(autoencoder.config.scaling_factor)
     means, log_variances = [], []
     for start in range(0, len(pixels), batch_size):
         batch = to_network(pixels[start : start + batch_size], factor).to(autoencoder.device)
         posterior = _posterior(autoencoder, batch)
-        means.append((posterior.mean.float().cpu() - shift) * scale)
+        means.append(posterior.mean.float().cpu() * scale)
         log_variances.append(posterior.log_variance.float().cpu() + 2 * math.log(scale))
     return Posterior(torch.cat(means), torch.cat(log_variances))
 
@@ -144,18 +144,12 @@ def _posterior(autoencoder: Autoencoder, batch: Tensor) -> Posterior:
     return Posterior(mean, torch.full_like(mean, -torch.inf))
 
 
-def _scale(config: Any) -> tuple[float, float]:
-    """(scale, shift) of a stock autoencoder: latents are (z - shift) * scale."""
-    return float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
-
-
 @torch.no_grad()
 def decode(autoencoder: Autoencoder, latents: Tensor, image_size: int, batch_size: int = 256) -> np.ndarray:
     """Latents (N, c, h, w) -> uint8 (N, image_size, image_size, C)."""
-    scale, shift = _scale(autoencoder.config)
     decoded = []
     for part in torch.split(latents, batch_size):
-        unscaled = part.to(autoencoder.device) / scale + shift
+        unscaled = part.to(autoencoder.device) / float(autoencoder.config.scaling_factor)
         images = unscaled if isinstance(autoencoder, Pixels) else autoencoder.decode(unscaled).sample
         decoded.append(from_network(images, image_size))
     return np.concatenate(decoded)
