@@ -331,7 +331,8 @@ def test_settings_of_every_kind_are_accepted(section: str, values: dict[str, Any
     declared = json.loads((released / "privacy.json").read_text())["declared_constants"]
     assert settings_are_plain(declared)
     kept = {"optimizer": OptimizerConfig, "sampling": SamplingConfig}[section].model_validate(declared[section])
-    assert kept.model_dump(mode="json") == declared[section], "a config can hold them"
+    told = kept.model_dump(mode="json", exclude={"prompts"})
+    assert told == declared[section], "a config can hold them"
     assert failed(released) == set()
 
 
