@@ -121,6 +121,11 @@ class DataConfig(Section):
     public knowledge. Empty: unconditional."""
     label_column: str | None = None
     """Column of the metadata table that holds the class; found by name when left out."""
+    caption_column: str | None = None
+    """Column of the metadata table that holds a text for each image, for backbones that are told captions. Captions are
+    as private as the images. Blank: captions are made of labels, or empty."""
+    caption_template: str = "{label}"
+    """How a backbone that is told captions is told a class: a text with {label} in it, such as a photo of {label}."""
     group_column: str | None = None
     """Column that names the person or patient of each image, for privacy.unit: group. Blank: a group of its own."""
     window: tuple[int, int] | None = None
@@ -140,6 +145,25 @@ class DataConfig(Section):
         if any("\ud800" <= letter <= "\udfff" for label in labels for letter in label):
             raise ValueError("the name of a class is not UTF-8: rename its folder")
         return labels
+
+    @field_validator("caption_template")
+    @classmethod
+    def _template_has_a_place(cls, template: str) -> str:
+        if "{label}" not in template:
+            raise ValueError("write {label} where the name of the class goes")
+        return template
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        if self.caption_column is not None and self.labels:
+            raise ValueError(
+                "data.caption_column and data.labels: an image is told by one of them, leave the other out"
+            )
+        return self
+
+    def caption_of(self, label: str) -> str:
+        """What a backbone that is told captions is told about a class."""
+        return self.caption_template.replace("{label}", label)
 
     @field_validator("window")
     @classmethod
@@ -313,6 +337,9 @@ class SamplingConfig(Section):
     label_counts: tuple[int, ...] | None = None
     """Images per class, in the order of data.labels, instead of equal shares, or of the shares of
     privacy.histogram_noise. Must not come from the data."""
+    prompts: Path | None = None
+    """Public text file with a prompt a line, for data.caption_column: image after image is drawn for the next one. It
+    must not come from the private captions, nor lie beside them."""
     seed: int = Field(0, ge=0)
     """Seed of the starting noise. Public."""
     batch_size: Count = 500
@@ -352,13 +379,15 @@ class RunConfig(Section):
     """Name of the run's folder."""
     data: DataConfig
     backbone: str = "grey32"
-    """A bundled backbone or a directory made by `dpldm pretrain`."""
+    """A bundled backbone, a directory made by `dpldm pretrain`, or a diffusers pipeline (a directory, or a name on the
+    Hugging Face hub) of a kind that docs/backbones.md lists."""
     trainable: str = "attention"
     """What is tuned: attention, attention-from-N, attention-in, -mid or -out, attn1, attn2, resblocks, norms, condition
     (nothing but the embedder), all, a regular expression; or lora-R, adapters of rank R to all matrices of attention,
-    and lora-R:CHOICE, to those of another choice. See tune_embedder."""
+    and lora-R:CHOICE, to those of another choice. See tune_embedder; docs/backbones.md has the choices of each kind."""
     tune_embedder: bool = True
-    """Tune the conditioning embedder as well, as the paper does: classes are told apart by it alone."""
+    """Tune the conditioning embedder as well, as the paper does: classes are told apart by it alone. Of a backbone that
+    is told captions, the attention of its text encoder."""
     privacy: PrivacyConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     selection: SelectionConfig = SelectionConfig()

@@ -9,12 +9,10 @@ from importlib.util import find_spec
 import torch
 
 from dpldm.config import RunConfig
-from dpldm.data.latents import PrivateLatents
 from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Posterior, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
-from dpldm.models.choices import PRESETS, attention_modules
-from dpldm.models.denoiser import adapt_to_labels
+from dpldm.models.choices import attention_modules
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
@@ -22,7 +20,7 @@ from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.selection import SelectionPlan, trial_of
 from dpldm.run import latent_entries, paid_plan, plan_of
-from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws, timestep_law
+from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws, stand_ins, timestep_law
 
 IMAGES_OF_A_PERSON = (2, 5, 10)
 """For so many images of one person `plan` shows what epsilon for one image is worth."""
@@ -74,12 +72,12 @@ def choices(config: RunConfig) -> list[Choice]:
     """
     constants, backbone = plan_of(config), load_backbone(config.backbone)
     check_fit(config, backbone)
-    network = backbone.denoiser
-    adapt_to_labels(network, len(config.data.labels))
-    modules = attention_modules(name for name, _ in network.named_parameters())
+    network, called = backbone.denoiser, backbone.family.names
+    backbone.family.adapt(network, len(config.data.labels))
+    modules = attention_modules((name for name, _ in network.named_parameters()), called)
     later = [f"attention-from-{number}" for number in range(2, len(modules) + 1)]
     adapters = ["lora-8"] if find_spec("peft") else []
-    names = [name for name in (*PRESETS, *later, *adapters) if config.tune_embedder or name != "condition"]
+    names = [name for name in (*called.presets, *later, *adapters) if config.tune_embedder or name != "condition"]
     total, found = sum(p.numel() for p in network.parameters()), []
     for name in names:
         chosen = choose_trainable(deepcopy(network), name, embedder=config.tune_embedder)
@@ -140,9 +138,8 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
     size = min(config.runtime.physical_batch_size, constants.expected_batch_size)
     shape = (size, *latent_shape(backbone.autoencoder, config.data.image_size))
     labels = torch.zeros(size, dtype=torch.int64) - (0 if config.data.labels else 1)
-    stand_in = PrivateLatents(
-        Posterior(torch.randn(shape), torch.zeros(shape)), labels, torch.ones(size, dtype=torch.bool)
-    )
+    posterior, usable = Posterior(torch.randn(shape), torch.zeros(shape)), torch.ones(size, dtype=torch.bool)
+    stand_in = stand_ins(posterior, labels, usable, tuner.network)
     rows, entropy = torch.arange(size), SystemEntropy()
     bytes_saved = 0
 

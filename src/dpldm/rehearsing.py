@@ -67,9 +67,11 @@ def rehearsal(config: RunConfig, stand_in: Path | None = None) -> RunConfig:
                     "test_path": folder / "test.npz",
                     "labels": tuple(str(k) for k in range(classes)),
                     "label_column": None,
+                    "caption_column": None,  # a stand-in has none: its captions are empty, or those of its labels
                     "group_column": None,
                 }
             ),
+            "sampling": config.sampling.model_copy(update={"prompts": None}),
             "privacy": config.privacy.model_copy(
                 update={
                     "dataset_id": f"rehearsal-{config.name}"[:64],

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import dpldm
 from dpldm.config import RunConfig
 from dpldm.data.export import export_images, export_npz
+from dpldm.data.prompts import prompts_of
 from dpldm.errors import UserError
-from dpldm.models.backbone import load_backbone, read_card, sha256_of
+from dpldm.models.backbone import kind_of, load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.selection import trial_of
 from dpldm.report.card import release_card, synthetic_card
@@ -45,13 +46,15 @@ def release(config: RunConfig, what: What = "data") -> Path:
     if what in ("data", "both"):
         synthetic = load_synthetic(config)
         names, card = config.data.labels, synthetic_card(config, statement)
-        export_images(partial / "synthetic", synthetic.images, synthetic.labels, names, card=card)
+        if prompts := prompts_of(config):
+            statement["declared_constants"]["prompts"] = prompts
+        export_images(partial / "synthetic", synthetic.images, synthetic.labels, names, card=card, prompts=prompts)
         export_npz(partial / "synthetic.npz", synthetic.images, synthetic.labels)
     if what in ("model", "both"):
         backbone = load_backbone(config.backbone)
         tuned = replace(backbone, name=f"{backbone.name}-{config.name}", denoiser=tuned_network(config, backbone))
         debt = {key: statement["guarantee"][key] for key in ("epsilon", "delta", "unit", "adjacency")}
-        tuned.save(partial / "model", debt | {"dataset_id": config.privacy.dataset_id})
+        tuned.save(partial / "model", debt | {"dataset_id": config.privacy.dataset_id}, config.data.labels)
     (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
@@ -121,11 +124,13 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
 def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
     """What was declared public, and is therefore not protected; and which candidate a selection kept, which is an
     output of it. Paths are left out."""
-    data, optimizer, selection = config.data, config.optimizer.model_dump(mode="json"), dict[str, Any]()
+    data, optimizer, further = config.data, config.optimizer.model_dump(mode="json"), dict[str, Any]()
+    if data.labels and kind_of(config.backbone)[0].told == "captions":
+        further["caption_template"] = data.caption_template
     if end.candidate is not None:
         optimizer["learning_rate"] = config.selection.learning_rates[end.candidate]
-        selection["learning_rates"] = list(config.selection.learning_rates)
-    return selection | {
+        further["learning_rates"] = list(config.selection.learning_rates)
+    return further | {
         "records": config.privacy.records,
         "labels": list(data.labels),
         "image_size": data.image_size,
@@ -135,7 +140,7 @@ def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
         "trainable": config.trainable,
         "tune_embedder": config.tune_embedder,
         "optimizer": optimizer,
-        "sampling": config.sampling.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json", exclude={"prompts"}),
     }
 
 

@@ -6,7 +6,6 @@ runs/NAME/  config.resolved.yaml
             release/   what may leave
 """
 
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,7 @@ from platformdirs import user_data_path
 
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
-from dpldm.models.backbone import WEIGHTS, locate_backbone
+from dpldm.models.backbone import bytes_of_network, latent_entries_of
 from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
 from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, Question
 from dpldm.privacy.selection import Plan, make_selection, trial_of
@@ -188,21 +187,18 @@ def disk_space(config: RunConfig) -> int:
     """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints (three in a
     selection, which keeps its best trial's until another one is better).
 
-    A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam); a
-    backbone stores it once in float16. The old one stays until the new one is complete.
+    A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam). The old
+    one stays until the new one is complete.
     """
     latent = 2 * 4 * latent_entries(config)  # mean and log-variance, float32
-    checkpoint = 4 * 2 * (locate_backbone(config.backbone) / WEIGHTS[1]).stat().st_size
+    checkpoint = 4 * bytes_of_network(config.backbone)
     checkpoints = 3 if config.selection.learning_rates else 2
     return int((config.privacy.records or 0) * latent + checkpoints * checkpoint)
 
 
 def latent_entries(config: RunConfig) -> int:
     """d, the numbers in the latent of an image, from the backbone's settings alone."""
-    settings = locate_backbone(config.backbone) / "vae" / "config.json"
-    autoencoder = json.loads(settings.read_text(encoding="utf-8"))
-    side = -(-config.data.image_size // 2 ** (len(autoencoder["block_out_channels"]) - 1))
-    return int(autoencoder["latent_channels"] * side**2)
+    return latent_entries_of(config.backbone, config.data.image_size)
 
 
 def default_batch(records: int) -> int:

@@ -7,24 +7,25 @@ The network that is sampled is exactly the one that was trained: the averaged we
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpldm.config import RunConfig, SamplingConfig
+from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.filtering import most_consistent
 from dpldm.models.autoencoder import decode, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
-from dpldm.models.denoiser import class_count, condition
+from dpldm.models.families import family_of
 from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
@@ -45,7 +46,7 @@ class SyntheticSet:
     """Drawn images in a fixed order."""
 
     images: NDArray[np.uint8]  # (N, S, S, C)
-    labels: NDArray[np.int64]  # (N,), -1 if unconditional
+    labels: NDArray[np.int64]  # (N,) class, or number of the prompt; -1 if unconditional
 
 
 def sample(config: RunConfig) -> Iterator[SampleStep]:
@@ -59,11 +60,13 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
 
 
 def draw_all(
-    config: RunConfig, backbone: Backbone, network: UNet2DConditionModel, settings: SamplingConfig
+    config: RunConfig, backbone: Backbone, network: nn.Module, settings: SamplingConfig
 ) -> Iterator[SampleStep]:
     """`sample` with a given network, whose checkpoint is the run's."""
-    run, labels = Run(config), planned_labels(settings, len(config.data.labels))
-    draw = Sampler(backbone, network, settings, config.data.image_size)
+    run, texts = Run(config), texts_of(config)
+    kinds = len(config.data.labels) or len(texts)
+    labels = planned_labels(settings, kinds)
+    draw = Sampler(backbone, network, settings, config.data.image_size, texts)
     run.synthetic.mkdir(parents=True, exist_ok=True)
     run.note_settings()
     key = _settings_key(run, settings)
@@ -100,7 +103,8 @@ def all_drawn(config: RunConfig, settings: SamplingConfig) -> SyntheticSet:
     run = Run(config)
     key = _settings_key(run, settings)
     drawn = _drawn(run, key)
-    complete = len(drawn.labels) == len(planned_labels(settings, len(config.data.labels)))
+    kinds = len(config.data.labels) or len(texts_of(config))
+    complete = len(drawn.labels) == len(planned_labels(settings, kinds))
     if not complete or (settings.keep < 1 and not _kept(run, key).exists()):
         raise UserError(f"The run {config.name!r} has not been sampled to its end: run `dpldm sample` first.")
     if settings.keep == 1:
@@ -155,13 +159,42 @@ def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed))]
 
 
+def texts_of(config: RunConfig) -> list[str]:
+    """What there is to tell a backbone that is told captions: prompts, or a text for each class. All of it public.
+
+    Raises:
+        UserError: there are captions and no prompts, or they cannot be used.
+    """
+    data = config.data
+    if data.labels:
+        return [data.caption_of(label) for label in data.labels]
+    if data.caption_column is not None and config.sampling.prompts is None:
+        raise UserError(
+            "The model was told captions, which are private: give sampling.prompts, a file of public prompts, one a "
+            "line."
+        )
+    return prompts_of(config)
+
+
 class Sampler:
-    """Labels and a generator to images."""
+    """Labels and a generator to images.
+
+    Args:
+        texts: what label 0, 1, ... stands for, where the network is told captions.
+    """
 
     def __init__(
-        self, backbone: Backbone, network: UNet2DConditionModel, settings: SamplingConfig, image_size: int
+        self,
+        backbone: Backbone,
+        network: nn.Module,
+        settings: SamplingConfig,
+        image_size: int,
+        texts: Sequence[str] = (),
     ) -> None:
         self.autoencoder, self.network = backbone.autoencoder, network
+        self.family = family_of(network)
+        captions = self.family.told == "captions" and texts
+        self.tokens = self.family.tokens(network, texts) if captions else None
         self.settings, self.image_size = settings, image_size
         self.scheduler = build_solver(backbone.scheduler, settings)
         self.shape = latent_shape(backbone.autoencoder, image_size)
@@ -173,9 +206,8 @@ class Sampler:
     @torch.no_grad()
     def latents(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The reverse process from fresh Gaussian noise to latents (N, c, h, w)."""
-        classes, device = class_count(self.network), self.network.device
-        wanted = condition(torch.where(labels < 0, classes, labels), classes).to(device)
-        unlabelled = condition(torch.full_like(labels, classes), classes).to(device)
+        device = next(self.network.parameters()).device
+        wanted, unlabelled = self._told(labels).to(device), self._told(torch.full_like(labels, -1)).to(device)
         x = torch.randn((len(labels), *self.shape), generator=generator).to(device)  # the same on every device
         self.scheduler.set_timesteps(self.settings.steps)
         extra: dict[str, Any] = {"eta": self.settings.eta} if self.settings.sampler == "ddim" else {}
@@ -186,11 +218,19 @@ class Sampler:
 
     def _guided(self, x: Tensor, t: Tensor, wanted: Tensor, unlabelled: Tensor) -> Tensor:
         """Classifier-free guidance (Ho and Salimans 2022, eq. 6, with weight 1 meaning none)."""
-        prediction: Tensor = self.network(x, t, encoder_hidden_states=wanted).sample
+        prediction = self.family.predict(self.network, x, t, wanted)
         if self.settings.guidance == 1.0:
             return prediction
-        free: Tensor = self.network(x, t, encoder_hidden_states=unlabelled).sample
+        free = self.family.predict(self.network, x, t, unlabelled)
         return free + self.settings.guidance * (prediction - free)
+
+    def _told(self, labels: Tensor) -> Tensor:
+        """The family's condition for labels (N,), where -1 is none."""
+        null = self.family.null(self.network)
+        if null.dim():  # tokens
+            table = null[None] if self.tokens is None else torch.cat([self.tokens, null[None]])
+            return self.family.condition(self.network, table[labels])  # -1 is the last row
+        return self.family.condition(self.network, torch.where(labels < 0, null, labels))
 
 
 def build_solver(scheduler: DDPMScheduler, settings: SamplingConfig) -> Any:
@@ -204,7 +244,9 @@ def build_solver(scheduler: DDPMScheduler, settings: SamplingConfig) -> Any:
 
 def _settings_key(run: Run, settings: SamplingConfig) -> str:
     """Eight digits that change with anything the images depend on, so that old batches are never mixed in."""
-    text = settings.model_dump_json() + sha256_of(run.checkpoint)
+    prompts = settings.prompts
+    text = settings.model_dump_json(exclude={"prompts"}) + sha256_of(run.checkpoint)
+    text += "" if prompts is None else sha256_of(prompts)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, read_card, weights_digest
-from dpldm.models.denoiser import adapt_to_labels
+from dpldm.models.families import family_of
 from dpldm.models.lora import merge_adapters
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
 from dpldm.privacy.questions import ClassHistogram
@@ -62,7 +61,7 @@ def finished(config: RunConfig) -> Finished:
     return Finished(plan, int(facts["updates"]), backbone, facts.get("candidate"))
 
 
-def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel:
+def tuned_network(config: RunConfig, backbone: Backbone) -> nn.Module:
     """The denoiser that was trained: averaged weights where it was tuned, public ones everywhere else.
 
     Raises:
@@ -74,9 +73,9 @@ def tuned_network(config: RunConfig, backbone: Backbone) -> UNet2DConditionModel
 
 
 @torch.no_grad()
-def with_weights(network: UNet2DConditionModel, classes: int, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
+def with_weights(network: nn.Module, classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
     """A public denoiser, adapted to `classes` labels, with its tuned parameters in place and adapters merged."""
-    adapt_to_labels(network, classes)
+    family_of(network).adapt(network, classes)
     parameters = dict(network.named_parameters())
     for name, tensor in merge_adapters(weights, parameters).items():
         parameters[name].copy_(tensor)

@@ -15,7 +15,8 @@ from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
 from dpldm.report.wording import covers, guarantee_sentence, mechanism
-from dpldm.scanning.release import WEIGHTS, content_checks
+from dpldm.scanning.kinds import OWN, Kind, kind_of_statement
+from dpldm.scanning.release import content_checks
 from dpldm.scanning.settings import settings_are_plain
 from dpldm.scanning.texts import parsed
 from dpldm.verdict import Check
@@ -40,10 +41,8 @@ HEX = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[\w.+-]{1,40}")
 ALLOWED_FILES = re.compile(
     r"README\.md|report\.(html|json)|synthetic\.npz|synthetic/(README\.md|metadata\.csv|([^/]+/)?\d{6,}\.png)"
-    r"|model/(backbone|model_index)\.json|model/scheduler/scheduler_config\.json"
-    r"|model/(vae|unet)/(config\.json|diffusion_pytorch_model\.safetensors)"
 )
-"""Everything a release may hold, beside privacy.json."""
+"""Everything a release may hold, beside privacy.json and the files of its kind of model."""
 
 
 def verify(directory: Path, backbone: Path | None = None) -> list[Check]:
@@ -84,7 +83,7 @@ def _checks(directory: Path, statement: dict[str, Any], backbone: Path | None) -
         Check("unit and adjacency", _same_unit(claimed, plan), f"one {trial.unit}, added or removed"),
         Check("what it covers", words, "mechanism and coverage are those of the plan"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
-        *_files(directory, statement["files"]),
+        *_files(directory, statement["files"], kind_of_statement(statement) or OWN),
         Check("cards", _cards_agree(directory, statement), "they state this guarantee"),
         Check("public weights", _public_weights(statement), "the autoencoder is the public backbone's", taints=True),
         *content_checks(directory, statement, backbone),
@@ -121,8 +120,11 @@ def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
 
 def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
     """Nothing missing, and neither a section nor a value of one's own to show a loss, a seed or a count in."""
-    candidates = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
-    inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | candidates}
+    kind, declared = kind_of_statement(statement), set(statement["declared_constants"])
+    further = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
+    if kind is not None and kind.text_encoder is not None:
+        further |= {"caption_template", "prompts"} & declared
+    inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | further}
     sections = set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
     return sections and settings_are_plain(statement["declared_constants"]) and _identities_are_plain(statement)
 
@@ -134,7 +136,7 @@ def _identities_are_plain(statement: dict[str, Any]) -> bool:
     return bool(
         set(head) == {"seq", "hash"}
         and type(head["seq"]) is int
-        and set(backbone["sha256"]) == set(WEIGHTS)
+        and kind_of_statement(statement) is not None
         and all(HEX.fullmatch(digest) for digest in hashes)
         and all(VERSION.fullmatch(version) for version in statement["software"].values())
     )
@@ -166,22 +168,33 @@ def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
 
 def _public_weights(statement: dict[str, Any]) -> bool:
     """What is released as a model was tuned in its denoiser alone."""
-    released = statement["files"].get(f"model/{WEIGHTS[0]}")
-    return released is None or released == statement["backbone"]["sha256"][WEIGHTS[0]]
+    kind, public = kind_of_statement(statement), statement["backbone"]["sha256"]
+    if kind is None:
+        return False
+    below = f"{kind.autoencoder}/"
+    released = {name.removeprefix("model/"): sha256 for name, sha256 in statement["files"].items()}
+    return all(
+        public.get(name) == released[name] for name in released if name.startswith(below) and kind.is_weights(name)
+    )
 
 
-def _files(directory: Path, expected: dict[str, str]) -> list[Check]:
+def _files(directory: Path, expected: dict[str, str], kind: Kind) -> list[Check]:
     found = [p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir()]
     present = {p.relative_to(directory).as_posix() for p in found} - NOT_HASHED
     changed = [name for name in sorted(expected) if name in present and _digest(directory / name) != expected[name]]
     missing, undeclared = sorted(set(expected) - present), sorted(present - set(expected))
-    foreign = [name for name in sorted(expected) if not ALLOWED_FILES.fullmatch(name)]
+    foreign = [name for name in sorted(expected) if not _may_be_released(name, kind)]
     return [
         Check("files unchanged", not changed, _first(changed, f"{len(expected)} files")),
         Check("files complete", not missing, _first(missing, "none missing")),
         Check("nothing undeclared", not undeclared, _first(undeclared, "no other file"), taints=True),
         Check("nothing foreign", not foreign, _first(foreign, "only files that a release may hold"), taints=True),
     ]
+
+
+def _may_be_released(name: str, kind: Kind) -> bool:
+    of_model = name.startswith("model/") and kind.may_hold(name.removeprefix("model/"))
+    return of_model or ALLOWED_FILES.fullmatch(name) is not None
 
 
 def _first(names: list[str], otherwise: str) -> str:

@@ -55,14 +55,18 @@ def by_hand(network: nn.Module, kind: str, z: Tensor, context: Tensor, times: Te
         a = alpha_bar[int(times[i])]
         clean, epsilon = z[i].double(), noise[i].double()
         noisy = a**0.5 * clean + (1 - a) ** 0.5 * epsilon
-        target = a**0.5 * epsilon - (1 - a) ** 0.5 * clean if kind == "v_prediction" else epsilon
+        target = {
+            "epsilon": epsilon,
+            "v_prediction": a**0.5 * epsilon - (1 - a) ** 0.5 * clean,
+            "sample": clean,
+        }[kind]
         with torch.no_grad():
             out = network(noisy[None].float(), times[i], encoder_hidden_states=context[i : i + 1]).sample[0].double()
         losses.append(float(((out - target) ** 2).mean()))
     return losses
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_losses_are_the_definition_row_by_row(kind: str) -> None:
     network, generator = small(), torch.Generator().manual_seed(1)
     z, noise = (torch.randn(6, 2, 4, 4, generator=generator) for _ in range(2))
@@ -73,7 +77,7 @@ def test_losses_are_the_definition_row_by_row(kind: str) -> None:
     np.testing.assert_allclose(losses.detach(), by_hand(network, kind, z, context, times, noise), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_min_snr_weighs_the_error_of_the_clean_latent(kind: str) -> None:
     """Whatever is predicted, the weighted loss is min(SNR, gamma) times the error of the latent that it implies."""
     network, generator, gamma = small(), torch.Generator().manual_seed(1), 5.0
@@ -89,7 +93,7 @@ def test_min_snr_weighs_the_error_of_the_clean_latent(kind: str) -> None:
         (noisy - (1 - kept).sqrt() * out) / kept.sqrt(),
         kept.sqrt() * noisy - (1 - kept).sqrt() * out,
     )
-    clean = of_noise if kind == "epsilon" else of_velocity
+    clean = {"epsilon": of_noise, "v_prediction": of_velocity, "sample": out}[kind]
     ratio = (kept / (1 - kept)).flatten().clamp(max=gamma)
     torch.testing.assert_close(losses.detach(), ratio * (clean - z).square().flatten(1).mean(1), rtol=1e-3, atol=1e-4)
 

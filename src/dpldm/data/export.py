@@ -22,8 +22,9 @@ def export_images(
     label_names: Sequence[str] | None,
     *,
     card: str,
+    prompts: Sequence[str] = (),
 ) -> None:
-    """Writes `<class>/<000000>.png`, `metadata.csv` (file_name, label) and `README.md`.
+    """Writes `<class>/<000000>.png`, `metadata.csv` (file_name, label or text) and `README.md`.
 
     The number in a file name is the image's row, so names do not depend on what was written before. After
     an interruption the same call goes on: a file that holds its image already is kept, every other is
@@ -36,6 +37,7 @@ def export_images(
         labels: (N,) index in `label_names`; not looked at when there are none.
         label_names: None or empty writes a flat folder without labels.
         card: text of `README.md`.
+        prompts: where labels are numbers of prompts, these; the table then has their text.
 
     Raises:
         UserError: the directory holds PNG files that are not part of this export.
@@ -54,7 +56,7 @@ def export_images(
     for name, image in zip(names, images, strict=True):
         if not _holds(directory, name, image):
             _replace(directory / name, _png(image))
-    _replace(directory / "metadata.csv", _metadata(names, labels, label_names).encode())
+    _replace(directory / "metadata.csv", _metadata(names, labels, label_names, prompts).encode())
     _replace(directory / "README.md", card.encode())
 
 
@@ -105,12 +107,14 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _metadata(names: Sequence[str], labels: NDArray[np.int64], label_names: Sequence[str] | None) -> str:
+def _metadata(
+    names: Sequence[str], labels: NDArray[np.int64], label_names: Sequence[str] | None, prompts: Sequence[str]
+) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    if label_names:
-        safe = [spreadsheet_safe(name) for name in label_names]
-        writer.writerow(["file_name", "label"])
+    if meanings := label_names or prompts:
+        safe = [spreadsheet_safe(name) for name in meanings]
+        writer.writerow(["file_name", "label" if label_names else "text"])
         writer.writerows((name, safe[label]) for name, label in zip(names, labels.tolist(), strict=True))
     else:
         writer.writerow(["file_name"])

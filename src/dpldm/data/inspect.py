@@ -203,7 +203,9 @@ def _warnings(found: Inspection) -> list[str]:
     if found.linked:
         warnings.append(f"linked folders are not entered: {_listing([printable(key) for key in found.linked])}.")
     if found.captions:
-        warnings.append("captions are read but not used: models are conditioned on classes or on nothing.")
+        warnings.append(
+            "captions are used by a backbone that is told captions only: name their column in data.caption_column."
+        )
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
             "several images share a group: set privacy.unit: group and privacy.max_images_per_group, or the guarantee "

@@ -7,13 +7,12 @@ sample a fresh latent, as encoding on the fly would.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from dpldm.data.ingest import ingest
 from dpldm.data.preprocessing import Preprocessing
 from dpldm.data.readers import open_source
 from dpldm.data.source import Source
-from dpldm.models.autoencoder import Posterior, encode
+from dpldm.models.autoencoder import Autoencoder, Posterior, encode
 from dpldm.models.backbone import read_card
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
@@ -38,6 +37,7 @@ class PrivateLatents:
     labels: Tensor  # (N,) int64, index in data.labels, -1 if unconditional
     usable: Tensor  # (N,) bool, False for null records
     members: Tensor | None = None  # (U, m) int64, the records of each unit, then -1; None: every record is a unit
+    tokens: Tensor | None = None  # (N, T) int64, the caption of each record; None: the network is told labels
 
     @property
     def units(self) -> int:
@@ -78,12 +78,13 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
 
 def private_latents(
     data: DataConfig,
-    autoencoder: AutoencoderKL,
+    autoencoder: Autoencoder,
     backbone: str,
     path: Path,
     *,
     images_per_group: int | None = None,
     keep: bool = False,
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> PrivateLatents:
     """The private images, encoded by the backbone's autoencoder, and kept in a cache (see `private_encodings`)."""
     # The card names the weights by sha256, so a backbone that was made again at the same place is another one.
@@ -92,7 +93,7 @@ def private_latents(
     def encoder(pixels: NDArray[np.uint8]) -> Posterior:
         return encode(autoencoder, pixels)
 
-    return private_encodings(data, encoder, card, path, images_per_group=images_per_group, keep=keep)
+    return private_encodings(data, encoder, card, path, images_per_group=images_per_group, keep=keep, tokenize=tokenize)
 
 
 def private_encodings(
@@ -103,6 +104,7 @@ def private_encodings(
     *,
     images_per_group: int | None = None,
     keep: bool = False,
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> PrivateLatents:
     """The private images, encoded, and kept in a cache at `path`.
 
@@ -112,6 +114,8 @@ def private_encodings(
         images_per_group: None, or the number of images that a unit keeps (see `ingest`).
         keep: a model has been trained on the cache: use it again. Otherwise it is made anew, since images may have been
             added, withdrawn or labelled otherwise in between.
+        tokenize: captions to ids, for a backbone that is told captions: those of the table, those that
+            data.caption_template makes of labels, or empty ones.
 
     Everything that must be refused because of the data is refused here, before a ledger is opened.
 
@@ -119,24 +123,31 @@ def private_encodings(
         UserError: see `ingest`.
     """
     # The name of what was encoded: another preprocessing or encoder must not meet an old cache.
-    recipe = hashlib.sha256((data.model_dump_json(exclude={"test_path"}) + name).encode()).hexdigest()
+    unseen = {"test_path"} if tokenize else {"test_path", "caption_column", "caption_template"}
+    recipe = hashlib.sha256((data.model_dump_json(exclude=unseen) + name).encode()).hexdigest()
     if keep and path.exists():
         groups, facts = load_checkpoint(path)
         if facts["recipe"] == recipe:
             cache = groups["latents"]
             posterior = Posterior(cache["mean"], cache["log_variance"])
-            return PrivateLatents(posterior, cache["labels"], cache["usable"].bool(), cache.get("members"))
-    records = ingest(private_source(data), preprocessing_of(data), data.labels, images_per_group)
+            return PrivateLatents(
+                posterior, cache["labels"], cache["usable"].bool(), cache.get("members"), cache.get("tokens")
+            )
+    source = private_source(data)
+    records = ingest(source, preprocessing_of(data), data.labels, images_per_group)
     _log_problems(path.parent / "unreadable.jsonl", records.problems)
     posterior = encoder(records.pixels)
     members = None if images_per_group is None else _members(records.units)
-    latents = PrivateLatents(posterior, torch.from_numpy(records.labels), torch.from_numpy(~records.null), members)
+    tokens = None if tokenize is None else tokenize(_captions(data, source))
+    usable = torch.from_numpy(~records.null)
+    latents = PrivateLatents(posterior, torch.from_numpy(records.labels), usable, members, tokens)
     cache = {
         "mean": posterior.mean,
         "log_variance": posterior.log_variance,
         "labels": latents.labels,
         "usable": latents.usable.to(torch.uint8),
         **({} if members is None else {"members": members}),
+        **({} if tokens is None else {"tokens": tokens}),
     }
     save_checkpoint(path, {"latents": cache}, {"recipe": recipe})
     return latents
@@ -144,7 +155,21 @@ def private_encodings(
 
 def private_source(data: DataConfig) -> Source:
     """The images that a config points to."""
-    return open_source(data.path, label_column=data.label_column, group_column=data.group_column)
+    return open_source(
+        data.path,
+        label_column=data.label_column,
+        caption_column=data.caption_column,
+        group_column=data.group_column,
+    )
+
+
+def _captions(data: DataConfig, source: Source) -> list[str]:
+    """What a backbone that is told captions is told about each record. PRIVATE."""
+    if data.caption_column is not None and source.captions is not None:
+        return source.captions
+    if data.labels and source.labels is not None:
+        return [data.caption_of(label) for label in source.labels]
+    return [""] * len(source)
 
 
 def _members(units: NDArray[np.int64]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The autoencoder between pixels and latents: stock `AutoencoderKL`, frozen once it is trained.
+"""The autoencoder between pixels and latents: a stock `AutoencoderKL` or `VQModel`, or none, frozen once it is trained.
 
 Two conventions keep the rest of the package simple:
 
@@ -7,16 +7,21 @@ Two conventions keep the rest of the package simple:
   again after decoding, so 28x28 images lose nothing.
 * Latents have zero mean and unit variance per channel on *public* images. The constants are folded into the
   1x1 convolutions at either end of the latent space (`standardise_latents`), so that `scaling_factor` is 1 and
-  any stock pipeline that loads the directory gets the right scale.
+  any stock pipeline that loads the directory gets the right scale. Foreign autoencoders have a `scaling_factor`,
+  which their makers took from public images: `encode` and `decode` apply it, so that latents mean the same everywhere
+  else. A `shift_factor` is left alone, as it is by the stock pipelines of all our families.
 """
 
+import math
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers import AutoencoderKL, VQModel
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,26 @@ class Posterior:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw per image, (N, c, h, w). For public images only: see train/finetune.py."""
         return self.at(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
+
+
+class Pixels(nn.Module):
+    """The identity in an autoencoder's place: for a model of pixels the latent is the image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(
+            in_channels=channels, latent_channels=channels, block_out_channels=(channels,), scaling_factor=1.0
+        )
+        self.place: Tensor
+        self.register_buffer("place", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.place.device
+
+
+Autoencoder: TypeAlias = AutoencoderKL | VQModel | Pixels
 
 
 def build_autoencoder(
@@ -58,12 +83,12 @@ def build_autoencoder(
     )
 
 
-def downsampling(autoencoder: AutoencoderKL) -> int:
+def downsampling(autoencoder: Autoencoder) -> int:
     """Pixels per latent along one side."""
     return int(2 ** (len(autoencoder.config.block_out_channels) - 1))
 
 
-def latent_shape(autoencoder: AutoencoderKL, image_size: int) -> tuple[int, int, int]:
+def latent_shape(autoencoder: Autoencoder, image_size: int) -> tuple[int, int, int]:
     """(c, h, w) of the latents of a square image of `image_size` pixels a side."""
     side = -(-image_size // downsampling(autoencoder))
     return (int(autoencoder.config.latent_channels), side, side)
@@ -94,29 +119,39 @@ def from_network(images: Tensor, image_size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode(autoencoder: AutoencoderKL, pixels: np.ndarray, batch_size: int = 256) -> Posterior:
+def encode(autoencoder: Autoencoder, pixels: np.ndarray, batch_size: int = 256) -> Posterior:
     """Posterior of every image, on the CPU; `pixels` is uint8 (N, H, W, C).
 
     Images never meet: convolutions and group norms treat each one alone, so a record's latent depends on that
     record only (tested), which is what lets a private cache be computed once.
     """
-    factor = downsampling(autoencoder)
+    factor, scale = downsampling(autoencoder), float(autoencoder.config.scaling_factor)
     means, log_variances = [], []
     for start in range(0, len(pixels), batch_size):
         batch = to_network(pixels[start : start + batch_size], factor).to(autoencoder.device)
-        posterior = autoencoder.encode(batch).latent_dist
-        means.append(posterior.mean.float().cpu())
-        log_variances.append(posterior.logvar.float().cpu())
+        posterior = _posterior(autoencoder, batch)
+        means.append(posterior.mean.float().cpu() * scale)
+        log_variances.append(posterior.log_variance.float().cpu() + 2 * math.log(scale))
     return Posterior(torch.cat(means), torch.cat(log_variances))
 
 
+def _posterior(autoencoder: Autoencoder, batch: Tensor) -> Posterior:
+    """Before scaling. A vector-quantised latent and a pixel have no variance; quantising is the decoder's part."""
+    if isinstance(autoencoder, AutoencoderKL):
+        found = autoencoder.encode(batch).latent_dist
+        return Posterior(found.mean, found.logvar)
+    mean = batch if isinstance(autoencoder, Pixels) else autoencoder.encode(batch).latents
+    return Posterior(mean, torch.full_like(mean, -torch.inf))
+
+
 @torch.no_grad()
-def decode(autoencoder: AutoencoderKL, latents: Tensor, image_size: int, batch_size: int = 256) -> np.ndarray:
+def decode(autoencoder: Autoencoder, latents: Tensor, image_size: int, batch_size: int = 256) -> np.ndarray:
     """Latents (N, c, h, w) -> uint8 (N, image_size, image_size, C)."""
-    decoded = [
-        from_network(autoencoder.decode(latents[start : start + batch_size].to(autoencoder.device)).sample, image_size)
-        for start in range(0, len(latents), batch_size)
-    ]
+    decoded = []
+    for part in torch.split(latents, batch_size):
+        unscaled = part.to(autoencoder.device) / float(autoencoder.config.scaling_factor)
+        images = unscaled if isinstance(autoencoder, Pixels) else autoencoder.decode(unscaled).sample
+        decoded.append(from_network(images, image_size))
     return np.concatenate(decoded)
 
 

@@ -8,15 +8,14 @@ import math
 from collections.abc import Mapping
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpldm.errors import UserError
 
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # peft's names of A and B
 
 
-def add_adapters(denoiser: UNet2DConditionModel, weights: list[str], rank: int) -> None:
+def add_adapters(denoiser: nn.Module, weights: list[str], rank: int) -> None:
     """Give the layers of the named weights an adapter, in place. B starts at zero: nothing changes before the first
     update. A starts at the same public random numbers in every run.
 
@@ -24,12 +23,12 @@ def add_adapters(denoiser: UNet2DConditionModel, weights: list[str], rank: int) 
         UserError: peft is not installed.
     """
     try:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("trainable: lora-... needs the package peft: install dpldm[lora].") from None
     modules = [name.removesuffix(".weight") for name in weights]
     # alpha = rank: B A counts as it is, and the learning rate alone says how far it moves.
-    denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules), denoiser)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in denoiser.named_parameters():
         if name.endswith(DOWN):

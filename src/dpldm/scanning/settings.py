@@ -19,6 +19,10 @@ def _numbers(value: Any) -> bool:
     return type(value) is list and all(map(_number, value))
 
 
+def _texts(value: Any) -> bool:
+    return type(value) is list and all(type(text) is str for text in value)
+
+
 def _parts(value: Any) -> bool:
     """[[from, to, share], ...]."""
     return type(value) is list and all(_numbers(part) and len(part) == 3 for part in value)
@@ -61,7 +65,9 @@ SAMPLING: dict[str, Callable[[Any], bool]] = {
 BESIDE: dict[str, Callable[[Any], bool]] = {
     "crop": _one_of("center", "none"),
     "window": _or_none(_numbers),
-    "labels": lambda labels: type(labels) is list and all(type(label) is str for label in labels),
+    "labels": _texts,
+    "prompts": _texts,
+    "caption_template": lambda template: type(template) is str and "{label}" in template,
     "tune_embedder": _switch,
     "learning_rates": _numbers,
 }

@@ -65,18 +65,21 @@ def _keys(value: Any, place: str) -> Iterator[str]:
             yield from _keys(entry, place)
 
 
-def extra_in_table(path: Path, labels: Sequence[str], images: Collection[str]) -> str | None:
-    """What `metadata.csv` holds beside declared labels and the names of declared `images`, or None."""
-    allowed = {spreadsheet_safe(label) for label in labels}
+def extra_in_table(
+    path: Path, labels: Sequence[str], images: Collection[str], prompts: Sequence[str] = ()
+) -> str | None:
+    """What `metadata.csv` holds beside declared labels, or prompts, and the names of declared `images`, or None."""
+    allowed = {spreadsheet_safe(meaning) for meaning in labels or prompts}
+    columns = ["file_name", *(["label"] if labels else ["text"] if prompts else [])]
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
     except (csv.Error, ValueError):
         return "no table"
     head, body = rows[:1], rows[1:]
-    if head != ([["file_name", "label"]] if labels else [["file_name"]]):
-        return "other columns than file_name and label"
-    if any(len(row) != len(head[0]) or (labels and row[1] not in allowed) for row in body):
+    if head != [columns]:
+        return f"other columns than {' and '.join(columns)}"
+    if any(len(row) != len(columns) or (allowed and row[1] not in allowed) for row in body):
         return "a label that is not declared"
     if [row[0] for row in sorted(body)] != sorted(images):
         return "other files than the release has"

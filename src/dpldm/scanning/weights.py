@@ -5,7 +5,7 @@ Reads safetensors by hand (a JSON header and one block of bytes), so that no ten
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ NOT_OF_A_NETWORK = re.compile(
     r"|noise|grads?|loss(es)?)([./_]|$)"
 )
 """What a training run holds beside its network, by the names that checkpoints of ours and others give it."""
+HALF = frozenset({"F16", "I64"})
+PUBLIC = HALF | {"F32", "BF16"}
+"""Types of tensors in what we store, and in what is copied from others."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Weights:
         return np.frombuffer(self.bytes_of(name), dtype="<f2").reshape(shape).astype(np.float32)
 
 
-def foreign_tensor(path: Path) -> str | None:
-    """The first thing in a weights file that is no half-precision tensor of a network, or None."""
+def foreign_tensor(path: Path, types: Set[str] = HALF) -> str | None:
+    """The first thing in a weights file that is no tensor of a network, of one of these types, or None."""
     try:
         weights = Weights.open(path)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{path.name}: {error}"
     for name, tensor in weights.tensors.items():
-        if not NAME.fullmatch(name) or NOT_OF_A_NETWORK.search(name) or tensor["dtype"] not in ("F16", "I64"):
+        if not NAME.fullmatch(name) or NOT_OF_A_NETWORK.search(name) or tensor["dtype"] not in types:
             return f"{path.name} holds {name}"
     return None
 

@@ -1,20 +1,23 @@
 """Stage 3: Algorithm 1 of DP-LDM (arXiv 2305.15759). The only place where private images meet a gradient."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.fingerprints import note_fingerprint
 from dpldm.data.latents import PrivateLatents, private_latents, private_source
+from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
-from dpldm.models.denoiser import adapt_to_labels, class_count, condition, denoising_losses
+from dpldm.models.denoiser import denoising_losses
+from dpldm.models.families import family_of
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
@@ -79,6 +82,7 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
     require_examples_apart(tuner, backbone, config)
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
+        tokenize=tokenizer_of(backbone),
         images_per_group=plan.images_per_unit if plan.unit == "group" else None,
         keep=run.started,
     )
@@ -187,7 +191,7 @@ def fresh_draws(
 
 
 def example_losses(
-    network: UNet2DConditionModel,
+    network: nn.Module,
     scheduler: DDPMScheduler,
     latents: PrivateLatents,
     rows: Tensor,
@@ -199,15 +203,23 @@ def example_losses(
 
     Latents and draws are on the CPU; the rows of this pass are moved to the network's device.
     """
-    device, each, classes = network.device, len(draws.timestep) // max(1, len(rows)), class_count(network)
+    device, each = next(network.parameters()).device, len(draws.timestep) // max(1, len(rows))
     repeated = rows.repeat_interleave(each)
     samples = Posterior(latents.posterior.mean[repeated], latents.posterior.log_variance[repeated]).at(draws.latent)
-    labels = latents.labels[rows]
-    shown = torch.where(draws.null | (labels < 0), classes, labels)
-    context = condition(shown, classes).repeat_interleave(each, 0)
+    context = told(network, latents, rows, draws.null).repeat_interleave(each, 0)
     inputs = [tensor.to(device) for tensor in (samples, context, draws.timestep, draws.noise)]
     losses = denoising_losses(network, scheduler, *inputs, min_snr=min_snr)
     return losses.view(-1, each).mean(1)
+
+
+def told(network: nn.Module, latents: PrivateLatents, rows: Tensor, hidden: Tensor) -> Tensor:
+    """What the network is told about each record, as its family's condition: the label or the caption, or that there is
+    none, where it is `hidden` (B,) or the record has no label."""
+    family, labels = family_of(network), latents.labels[rows]
+    null = family.null(network)
+    if latents.tokens is None:
+        return family.condition(network, torch.where(hidden | (labels < 0), null, labels))
+    return family.condition(network, torch.where(hidden[:, None], null, latents.tokens[rows]))
 
 
 class Learner:
@@ -284,11 +296,11 @@ class Learner:
 
 
 class Tuner(Learner):
-    """The tuned denoiser."""
+    """The tuned network."""
 
     def __init__(self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan) -> None:
-        adapt_to_labels(backbone.denoiser, len(config.data.labels))
-        self.network: UNet2DConditionModel = backbone.denoiser.eval()
+        backbone.family.adapt(backbone.denoiser, len(config.data.labels))
+        self.network: nn.Module = backbone.denoiser.eval()
         trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
         super().__init__(trainable, backbone.digest, config.optimizer, plan)
 
@@ -353,14 +365,70 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
         raise UserError(
             f"data.channels is {data.channels}, the backbone {backbone.name} has {backbone.channels}: change one."
         )
-    side = -(-data.image_size // downsampling(backbone.autoencoder))
-    if side != backbone.denoiser.config.sample_size:
-        largest = backbone.denoiser.config.sample_size * downsampling(backbone.autoencoder)
-        smallest = largest - downsampling(backbone.autoencoder) + 1
+    require_size(data.image_size, backbone)
+    require_condition(config, backbone)
+
+
+def require_size(size: int, backbone: Backbone) -> None:
+    """Refuse an image size that the backbone cannot draw.
+
+    Raises:
+        UserError: it cannot; says which it can.
+    """
+    factor, family = downsampling(backbone.autoencoder), backbone.family
+    made_for = family.latent_side(backbone.denoiser) * factor
+    if family.side == "free":
+        if size % factor:
+            raise UserError(
+                f"data.image_size is {size}, and the autoencoder of {backbone.name} needs a multiple of {factor}: "
+                f"choose {size - size % factor} or {size - size % factor + factor} (it was made for {made_for})."
+            )
+        return
+    smallest = made_for - factor + 1 if family.side == "padded" else made_for
+    if not smallest <= size <= made_for:
+        sizes = f"{smallest} to {made_for}" if smallest < made_for else f"exactly {made_for}"
         raise UserError(
-            f"data.image_size is {data.image_size}, the backbone {backbone.name} takes {smallest} to {largest} pixels: "
+            f"data.image_size is {size}, the backbone {backbone.name} takes {sizes} pixels: "
             "change data.image_size (images are resized to it) or use another backbone."
         )
+
+
+def require_condition(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse labels, captions and prompts that the backbone cannot be told.
+
+    Raises:
+        UserError: it is told something else, or nothing.
+    """
+    family, data = backbone.family, config.data
+    if data.caption_column is not None and family.told != "captions":
+        raise UserError(
+            f"data.caption_column is set, and the backbone {backbone.name} is told {family.told}: leave it out, or use "
+            "a backbone that is told captions, such as a Stable Diffusion."
+        )
+    if data.labels and family.told == "nothing":
+        raise UserError(
+            f"data.labels is set, and the backbone {backbone.name} is told nothing: leave it out, or use a backbone "
+            "that is told classes or captions."
+        )
+    if config.optimizer.warm_start_steps and family.told != "classes":
+        raise UserError(
+            "optimizer.warm_start_steps trains the rows of a class embedder, and the backbone "
+            f"{backbone.name} has none: leave it out."
+        )
+    prompts_of(config)
+
+
+def tokenizer_of(backbone: Backbone) -> Callable[[Sequence[str]], Tensor] | None:
+    """Captions to ids (N, T), for a backbone that is told captions."""
+    family = backbone.family
+    return partial(family.tokens, backbone.denoiser) if family.told == "captions" else None
+
+
+def stand_ins(posterior: Posterior, labels: Tensor, usable: Tensor, network: nn.Module) -> PrivateLatents:
+    """Made-up records for checks and timing; where captions are told, all have the empty one."""
+    family = family_of(network)
+    tokens = family.null(network).expand(len(labels), -1) if family.told == "captions" else None
+    return PrivateLatents(posterior, labels, usable, tokens=tokens)
 
 
 def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) -> None:
@@ -374,7 +442,8 @@ def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) 
     labels = torch.zeros(3, dtype=torch.int64) - (0 if config.data.labels else 1)
 
     def losses_of(means: Tensor) -> Tensor:
-        made_up = PrivateLatents(Posterior(means, torch.zeros_like(means)), labels, labels >= -1)
+        posterior, some = Posterior(means, torch.zeros_like(means)), labels[: len(means)]
+        made_up = stand_ins(posterior, some, some >= -1, tuner.network)
         fixed = Draws(**{name: value[: len(means)] for name, value in vars(draws).items()})
         return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(len(means)), fixed)
 

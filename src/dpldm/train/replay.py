@@ -26,7 +26,7 @@ from dpldm.privacy.entropy import SeededEntropy
 from dpldm.privacy.ledger import open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run
-from dpldm.train.finetune import FinetuneStep, Tuner, algorithm_1, check_fit, require_examples_apart
+from dpldm.train.finetune import FinetuneStep, Tuner, algorithm_1, check_fit, require_examples_apart, stand_ins
 
 STEPS = 2
 PASS = 4
@@ -210,12 +210,10 @@ def _made_up(config: RunConfig, plan: PrivacyPlan, backbone: Backbone, units: in
     mean = torch.randn(units * images, *latent_shape(backbone.autoencoder, config.data.image_size), generator=generator)
     classes, last = len(config.data.labels), len(config.data.labels) - 1  # no classes: -1, unconditional
     labels = torch.full((len(mean),), last) if units == 1 else torch.arange(len(mean)) % max(1, classes - 1)
-    return PrivateLatents(
-        Posterior(mean, torch.full_like(mean, -3.0)),
-        labels if classes else torch.full_like(labels, -1),
-        torch.ones(len(mean), dtype=torch.bool),
-        None if plan.unit == "image" else torch.arange(len(mean)).view(units, images),
-    )
+    usable = torch.ones(len(mean), dtype=torch.bool)
+    labels = labels if classes else torch.full_like(labels, -1)
+    made = stand_ins(Posterior(mean, torch.full_like(mean, -3.0)), labels, usable, backbone.denoiser)
+    return replace(made, members=None if plan.unit == "image" else torch.arange(len(mean)).view(units, images))
 
 
 def _changed(unit: PrivateLatents, kind: str, common: PrivateLatents) -> PrivateLatents:
@@ -249,4 +247,5 @@ def _put(common: PrivateLatents, unit: PrivateLatents, place: int) -> PrivateLat
         labels,
         joined(common.usable, unit.usable),
         None if common.members is None else torch.arange(len(labels)).view(-1, images),
+        None if common.tokens is None or unit.tokens is None else joined(common.tokens, unit.tokens),
     )

@@ -12,8 +12,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from dpldm.models.choices import EMBEDDER
-from dpldm.models.denoiser import class_count, condition, denoising_losses
+from dpldm.models.choices import is_of_embedder
+from dpldm.models.denoiser import denoising_losses
+from dpldm.models.families import family_of
 from dpldm.train.public_data import step_generator
 from dpldm.train.timesteps import Timesteps
 
@@ -30,16 +31,18 @@ def warm_start(
 
     All randomness is public: the same means give the same rows.
     """
-    rows = [parameter for name, parameter in trainable.items() if EMBEDDER.search(name)]
+    family = family_of(network)
+    rows = [parameter for name, parameter in trainable.items() if is_of_embedder(name, family.names)]
     optimizer = torch.optim.Adam(rows, lr=LEARNING_RATE)
     law = Timesteps(int(scheduler.config.num_train_timesteps), ((FROM, 1.0, 1.0),))
-    classes, device = class_count(network), rows[0].device
+    device = rows[0].device
     for step in range(steps):
         generator = step_generator(0, step)
-        labels = torch.randint(classes, (BATCH,), generator=generator)
+        labels = torch.randint(len(means), (BATCH,), generator=generator)
         timesteps = law.at(torch.rand(BATCH, generator=generator, dtype=torch.float64))
         noise = torch.randn((BATCH, *means.shape[1:]), generator=generator)
-        given = [tensor.to(device) for tensor in (means[labels], condition(labels, classes), timesteps, noise)]
+        told = family.condition(network, labels)
+        given = [tensor.to(device) for tensor in (means[labels], told, timesteps, noise)]
         gradients = torch.autograd.grad(denoising_losses(network, scheduler, *given).mean(), rows)
         for parameter, gradient in zip(rows, gradients, strict=True):
             parameter.grad = gradient

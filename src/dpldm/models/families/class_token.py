@@ -1,0 +1,116 @@
+"""The family that `dpldm pretrain` makes: a stock `UNet2DConditionModel` that is told a class by one token.
+
+The class embedder lives inside the stock network: `encoder_hid_dim_type="text_proj"` is a Linear layer from
+one-hot labels to one context token for cross-attention. Index K of K + 1 means "no label" (classifier-free
+guidance). With a single context token the softmax of cross-attention runs over one key and is constant, so
+`attn2.to_q`, `attn2.to_k` and `norm2` have no influence and no gradient: they are frozen by construction
+(models/trainable.py).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from dpldm.models.choices import CLASS_TOKEN
+from dpldm.models.families.family import Family, Layout
+from dpldm.models.families.parts import load_part, save_half
+
+
+class ClassToken(Family):
+    """See the head of this file."""
+
+    title = "class token"
+    layouts: ClassVar[Mapping[str, Layout]] = {"ClassConditionalLDMPipeline": Layout()}
+    names = CLASS_TOKEN
+    told = "classes"
+    side = "padded"
+
+    def owns(self, network: nn.Module) -> bool:
+        """See `Family.owns`."""
+        return isinstance(network, UNet2DConditionModel) and network.config.encoder_hid_dim_type == "text_proj"
+
+    def load(self, directory: Path, index: Mapping[str, Any], layout: Layout) -> nn.Module:
+        """See `Family.load`."""
+        return load_part(UNet2DConditionModel, directory / layout.denoiser)
+
+    def save(self, network: nn.Module, directory: Path, layout: Layout, source: Path | None) -> None:
+        """See `Family.save`."""
+        save_half(network, directory / layout.denoiser)
+
+    def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """See `Family.predict`."""
+        predicted: Tensor = network(noisy, timesteps, encoder_hidden_states=condition).sample
+        return predicted
+
+    def null(self, network: nn.Module) -> Tensor:
+        """See `Family.null`."""
+        return torch.tensor(class_count(network))
+
+    def condition(self, network: nn.Module, ids: Tensor) -> Tensor:
+        """See `Family.condition`."""
+        return condition(ids, class_count(network))
+
+    def adapt(self, network: nn.Module, classes: int) -> None:
+        """See `Family.adapt`."""
+        adapt_to_labels(network, classes)
+
+
+def build_denoiser(
+    latent_channels: int,
+    latent_size: int,
+    classes: int,
+    *,
+    widths: tuple[int, ...],
+    layers_per_block: int,
+    heads: int,
+    condition_dim: int,
+) -> UNet2DConditionModel:
+    """A UNet with a transformer block at every resolution; `classes` excludes the null label."""
+    levels = len(widths)
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=widths,
+        layers_per_block=layers_per_block,
+        attention_head_dim=heads,  # diffusers reads this as the number of heads
+        cross_attention_dim=condition_dim,
+        encoder_hid_dim=classes + 1,
+        encoder_hid_dim_type="text_proj",
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def class_count(denoiser: UNet2DConditionModel) -> int:
+    """Number of classes, without the null label."""
+    return int(denoiser.config.encoder_hid_dim) - 1
+
+
+def condition(labels: Tensor, classes: int) -> Tensor:
+    """One-hot context for the embedder: labels (N,) in [0, classes], `classes` = no label -> (N, 1, classes + 1)."""
+    return F.one_hot(labels, classes + 1).float()[:, None]
+
+
+@torch.no_grad()
+def adapt_to_labels(denoiser: UNet2DConditionModel, classes: int) -> None:
+    """Give the embedder one row per private label by a rule that sees no private image, in place.
+
+    The null row is copied; every class row starts at the mean of the public class rows, so that before
+    fine-tuning all labels mean "an average public image" and no label is favoured.
+    """
+    old = denoiser.encoder_hid_proj
+    public_classes = old.in_features - 1
+    new = nn.Linear(classes + 1, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+    new.bias.copy_(old.bias)
+    new.weight[:, :classes] = old.weight[:, :public_classes].mean(1, keepdim=True)
+    new.weight[:, classes] = old.weight[:, public_classes]
+    denoiser.encoder_hid_proj = new
+    denoiser.register_to_config(encoder_hid_dim=classes + 1)

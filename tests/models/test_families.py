@@ -1,0 +1,386 @@
+"""Every family from a stock directory through DP steps and a release back into its stock class."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from torch import Tensor
+
+from dpldm.config import RunConfig
+from dpldm.errors import UserError
+from dpldm.models.autoencoder import Posterior, decode, encode, latent_shape
+from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.models.families import family_of
+from dpldm.models.trainable import choose_trainable
+from dpldm.planning import choices, plan
+from dpldm.privacy.clipping import ClippedSum
+from dpldm.privacy.entropy import SeededEntropy
+from dpldm.rehearsing import rehearsal
+from dpldm.releasing import release
+from dpldm.run import Run, plan_of
+from dpldm.sampling import Sampler, build_solver, load_synthetic, sample
+from dpldm.train.checkpoint import load_checkpoint
+from dpldm.train.finetune import check_fit, example_losses, finetune, fresh_draws, stand_ins
+from dpldm.train.replay import replay
+from dpldm.train.timesteps import Timesteps
+from dpldm.tuned import tuned_network
+from dpldm.verifying import verify
+from oracles import assert_equal_sums, clipped_sum_by_loop, gradients_by_loop, norm_of
+from stock_models import STOCK, make
+
+CAPTIONED = ("stable diffusion", "stable diffusion, velocity", "text to image")
+LABELLED = ("transformer",)
+TOLD = {kind: "captions" if kind in CAPTIONED else "classes" if kind in LABELLED else "nothing" for kind in STOCK}
+KINDS = list(STOCK)
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A directory of each kind, made once. Look, do not touch."""
+    made: dict[str, Path] = {}
+
+    def directory(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = make(kind, tmp_path_factory.mktemp("stock") / "public")
+        return made[kind]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 colour images of 32 x 32 pixels, half of them dark, with a class and a caption each."""
+    folder, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    rows = ["file_name,label,caption"]
+    for number in range(40):
+        label = ("dark", "light")[number % 2]
+        pixels = np.clip(rng.normal(60 if label == "dark" else 190, 25, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+        rows.append(f"{number:02d}.png,{label},a {label} square")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def config_of(directory: Path, backbone: Path, images: Path, kind: str, **sections: Any) -> RunConfig:
+    """Three steps and eight images in seconds."""
+    data: dict[str, Any] = {"path": images, "image_size": 32, "channels": 3}
+    sampling: dict[str, Any] = {"count": 8, "steps": 3, "batch_size": 5, "sampler": "ddim"}
+    if TOLD[kind] == "classes":
+        data["labels"] = ["dark", "light"]
+    elif TOLD[kind] == "captions":
+        data["caption_column"] = "caption"
+        sampling["prompts"] = directory / "prompts.txt"
+        sampling["prompts"].write_text("a dark square\n\na light square\n")
+    privacy = {"dataset_id": "scans", "records": 40, "epsilon": 0.5, "delta": 1e-3, "expected_batch_size": 20}
+    privacy |= {"steps": 3, "reserve_steps": 1, "ledger": directory / "ledger.jsonl"}
+    return RunConfig.model_validate(
+        {
+            "name": "matrix",
+            "data": data | sections.pop("data", {}),
+            "backbone": str(backbone),
+            "privacy": privacy,
+            "optimizer": {"learning_rate": 0.03, "warmup_steps": 0},
+            "sampling": sampling | sections.pop("sampling", {}),
+            "runtime": {"output": directory / "runs", "physical_batch_size": 8},
+            **sections,
+        }
+    )
+
+
+# --- the whole way ------------------------------------------------------------------------------------------------
+
+
+def images_of_the_stock_class(directory: Path, scheduler: DDIMScheduler, kind: str, guidance: float) -> np.ndarray:
+    """What the stock pipeline of a released directory draws from the noise of seed 5: (3, H, W, 3) in [0, 1]."""
+    name = json.loads((directory / "model_index.json").read_text())["_class_name"]
+    pipeline = getattr(diffusers, name).from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = scheduler
+    generator = torch.Generator().manual_seed(5)
+    asked: dict[str, Any] = {"generator": generator, "num_inference_steps": 3, "output_type": "np"}
+    if TOLD[kind] == "classes":
+        return pipeline([0, 1, 1], guidance_scale=guidance, **asked).images
+    if TOLD[kind] == "captions":
+        asked["latents"] = torch.randn(3, 4, 4, 4, generator=generator)
+        texts = ["a dark square", "a light square", "a light square"]
+        return pipeline(texts, guidance_scale=guidance, **asked).images
+    return pipeline(batch_size=3, **asked).images
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_tune_release_and_load_again_in_the_stock_class(
+    kind: str, stock: Callable[[str], Path], colours: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, stock(kind), colours, kind, trainable="attention")
+    assert [step.number for step in finetune(config)] == [1, 2, 3]
+    assert list(sample(config))[-1].done == 8
+    synthetic = load_synthetic(config)
+    assert synthetic.images.shape == (8, 32, 32, 3)
+    assert synthetic.labels.tolist() == ([-1] * 8 if TOLD[kind] == "nothing" else [0, 1] * 4)
+    directory = release(config, "both")
+    checks = [*verify(directory), *verify(directory, stock(kind))]
+    assert [check for check in checks if not check.passed] == []
+    assert [check.name for check in checks if not check.done] == ["frozen weights"] * 2, "open, and said to be"
+    assert str(tmp_path) not in "".join(path.read_text() for path in directory.rglob("*.json"))
+
+    tuned = load_backbone(str(directory / "model"))
+    public = load_backbone(config.backbone)
+    assert 0 < tuned.provenance["tuned"]["epsilon"] <= config.privacy.epsilon
+    with pytest.raises(UserError, match="was itself tuned on private images"):
+        check_fit(config, tuned)
+
+    guidance = 1.0 if TOLD[kind] == "nothing" else 2.0
+    settings = config.sampling.model_copy(update={"guidance": guidance})
+    texts = ["a dark square", "a light square"]
+    labels = torch.full((3,), -1) if TOLD[kind] == "nothing" else torch.tensor([0, 1, 1])
+    ours = Sampler(tuned, tuned.denoiser, settings, 32, texts)(labels, torch.Generator().manual_seed(5))
+    theirs = images_of_the_stock_class(directory / "model", build_solver(tuned.scheduler, settings), kind, guidance)
+    assert np.abs(ours / 255 - theirs).max() < 0.6 / 255, "one image from one noise, but for rounding to 8 bits"
+
+    network = tuned_network(config, load_backbone(config.backbone))
+    reloaded, in_memory, before = (
+        Sampler(public, each, settings, 32, texts).latents(labels, torch.Generator().manual_seed(5))
+        for each in (tuned.denoiser, network, public.denoiser)
+    )
+    near, far = (float((other - reloaded).norm() / reloaded.norm()) for other in (in_memory, before))
+    assert near < 0.01, "what was tuned, but for half precision"
+    assert far > 5 * near, "tuning changed what is drawn"
+
+
+@pytest.mark.parametrize("kind", ["stable diffusion", "transformer", "unconditional"])
+def test_adapters_go_the_same_way(kind: str, stock: Callable[[str], Path], colours: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, stock(kind), colours, kind, trainable="lora-2", tune_embedder=False)
+    assert len(list(finetune(config))) == 3
+    directory = release(config, "model")
+    public, tuned = (load_backbone(place).denoiser for place in (config.backbone, str(directory / "model")))
+    family_of(public).adapt(public, len(config.data.labels))
+    before = dict(public.named_parameters())
+    if kind == "transformer":  # the table is back at its stock size
+        family_of(tuned).adapt(tuned, 2)
+    moved = {
+        name
+        for name, p in tuned.named_parameters()
+        if float((p - before[name]).abs().max()) > 2e-3 * max(1.0, float(before[name].abs().max()))
+    }
+    attention = {name for name in before if ".attentions." in name or ".attn1." in name}
+    assert moved
+    assert moved <= attention
+    if kind == "stable diffusion":
+        name = "text_encoder/model.safetensors"
+        released = (directory / "model" / name).read_bytes()
+        assert released == (Path(config.backbone) / name).read_bytes(), "a frozen encoder is copied byte for byte"
+
+
+# --- gradients ----------------------------------------------------------------------------------------------------
+
+
+def losses_of(backbone: Backbone, examples: int, draws: int) -> Callable[[Tensor], Tensor]:
+    """Rows to the losses of made-up records, the same in every call."""
+    generator = torch.Generator().manual_seed(2)
+    shape = torch.Size(latent_shape(backbone.autoencoder, 32))
+    mean = torch.randn(examples, *shape, generator=generator) * torch.logspace(-1, 0.5, examples).view(-1, 1, 1, 1)
+    family = backbone.family
+    labels = torch.arange(examples) % 2 if family.told == "classes" else torch.full((examples,), -1)
+    latents = stand_ins(Posterior(mean, torch.full_like(mean, -3.0)), labels, labels >= -1, backbone.denoiser)
+    if latents.tokens is not None:
+        latents.__dict__["tokens"] = family.tokens(backbone.denoiser, ["a dark square", "light", "dark"][:examples])
+    drawn = fresh_draws(examples, draws, shape, Timesteps(1000), 0.3, SeededEntropy(4))
+
+    def losses(rows: Tensor) -> Tensor:
+        places = (rows[:, None] * draws + torch.arange(draws)).flatten()
+        own = type(drawn)(drawn.latent[places], drawn.noise[places], drawn.timestep[places], drawn.null[rows])
+        return example_losses(backbone.denoiser, backbone.scheduler, latents, rows, own)
+
+    return losses
+
+
+@pytest.mark.parametrize("choice", ["all", "lora-2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_clipped_sum_is_that_of_a_loop(kind: str, choice: str, stock: Callable[[str], Path]) -> None:
+    examples, draws = 3, 2
+    backbone = load_backbone(str(stock(kind)))
+    backbone.family.adapt(backbone.denoiser, 2 if TOLD[kind] == "classes" else 0)
+    trainable = choose_trainable(backbone.denoiser, choice)
+    with torch.no_grad():
+        for name, p in trainable.items():  # B of an adapter starts at zero, which hides A
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+    losses = losses_of(backbone, examples, draws)
+
+    def alone(i: int) -> Tensor:
+        return losses(torch.tensor([i]))[0]
+
+    norms = sorted(norm_of(each) for each in gradients_by_loop(backbone.denoiser, alone, examples))
+    clip_norm = (norms[0] + norms[-1]) / 2
+    with ClippedSum(backbone.denoiser, trainable, clip_norm, draws) as clipped:
+        clipped.accumulate(losses(torch.arange(examples)))
+        ours = clipped.take()
+    assert_equal_sums(ours, clipped_sum_by_loop(backbone.denoiser, alone, examples, clip_norm), 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["stable diffusion", "text to image", "transformer", "unconditional", "pixels"])
+def test_what_has_no_influence_has_no_gradient_and_all_else_has(kind: str, stock: Callable[[str], Path]) -> None:
+    backbone = load_backbone(str(stock(kind)))
+    backbone.family.adapt(backbone.denoiser, 2 if TOLD[kind] == "classes" else 0)
+    network = backbone.denoiser.double().requires_grad_(True)
+    with torch.no_grad():
+        for number, p in enumerate(network.parameters()):
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(number)))
+    family, shape = backbone.family, (4, *latent_shape(backbone.autoencoder, 32))
+    generator = torch.Generator().manual_seed(1)
+    x, target = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    texts = ["a dark square", "light", "", "a"]
+    ids = family.tokens(network, texts) if family.told == "captions" else torch.tensor([0, 1, 2, 0])
+    output = family.predict(network, x, torch.tensor([10, 300, 600, 900]), family.condition(network, ids))
+    (output - target).square().sum().backward()
+    called = family.names
+    sizes = {n: float(p.grad.abs().max()) for n, p in network.named_parameters() if p.grad is not None}
+    most = max(sizes.values())
+    without = {name for name in sizes if sizes[name] < 1e-12 * most}
+    assert without == {name for name in sizes if called.without_influence.search(name)}
+    assert without or kind == "text to image", "whose keys have no bias"
+
+
+# --- latents ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_are_those_the_stock_class_draws(kind: str, stock: Callable[[str], Path]) -> None:
+    """z * scale of the stock autoencoder, without its shift, which no stock pipeline here knows; decoding undoes it."""
+    autoencoder = load_backbone(str(stock(kind))).autoencoder
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    found = encode(autoencoder, pixels)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if kind == "pixels":
+        assert torch.allclose(found.mean, images)
+        assert np.array_equal(decode(autoencoder, found.mean, 32), pixels)
+    elif hasattr(autoencoder, "quantize"):
+        assert torch.allclose(found.mean, autoencoder.encode(images).latents * 0.18215, atol=1e-6)
+    else:
+        scale = 0.5 if kind == "unconditional" else 0.18215
+        posterior = autoencoder.encode(images).latent_dist
+        assert torch.allclose(found.mean, posterior.mean * scale, atol=1e-6)
+        assert torch.allclose(torch.exp(0.5 * found.log_variance), posterior.std * scale, rtol=1e-5)
+        expected = (autoencoder.decode(found.mean / scale).sample.clamp(-1, 1) + 1) / 2
+        drawn = torch.from_numpy(decode(autoencoder, found.mean, 32)).permute(0, 3, 1, 2) / 255
+        assert float((drawn - expected).abs().max()) < 1 / 255
+    if kind == "pixels" or hasattr(autoencoder, "quantize"):
+        noise = torch.randn(found.mean.shape)
+        assert torch.equal(found.at(noise), found.mean), "there is no variance"
+
+
+# --- conditions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_transformers_tables_make_room_and_come_back_to_stock_size(stock: Callable[[str], Path]) -> None:
+    network = load_backbone(str(stock("transformer"))).denoiser
+    name = "norm1.emb.class_embedder.embedding_table.weight"
+    before = [block.get_parameter(name).clone() for block in network.transformer_blocks]
+    family = family_of(network)
+    family.adapt(network, 3)
+    assert int(family.null(network)) == 3
+    for old, block in zip(before, network.transformer_blocks, strict=True):
+        new = block.get_parameter(name)
+        assert new.shape == (4, 12)
+        assert torch.equal(new[3], old[1000])
+        assert torch.allclose(new[:3], old[:1000].mean(0).expand(3, -1), atol=1e-6)
+    with pytest.raises(UserError, match="holds 1000: declare fewer"):
+        family.adapt(network, 1001)
+
+
+def test_a_transformer_drops_labels_once_an_example(stock: Callable[[str], Path]) -> None:
+    """With everything dropped, the label has no influence at all; with nothing dropped, it has."""
+    backbone = load_backbone(str(stock("transformer")))
+    backbone.family.adapt(backbone.denoiser, 2)
+    with torch.no_grad():
+        for block in backbone.denoiser.transformer_blocks:
+            block.norm1.emb.class_embedder.embedding_table.weight.normal_(generator=torch.Generator().manual_seed(0))
+    mean, shape = torch.randn(2, 4, 4, 4), torch.Size((4, 4, 4))
+    for dropout, alike in ((1.0, True), (0.0, False)):
+        drawn = fresh_draws(2, 2, shape, Timesteps(1000), dropout, SeededEntropy(1))
+        both = []
+        for label in (0, 1):
+            made = stand_ins(
+                *(Posterior(mean, torch.zeros_like(mean)), torch.full((2,), label), torch.ones(2) > 0),
+                backbone.denoiser.train(False),
+            )
+            both.append(example_losses(backbone.denoiser, backbone.scheduler, made, torch.arange(2), drawn))
+        assert torch.allclose(*both) == alike
+
+
+def test_class_names_of_a_tuned_transformer_are_in_its_index(stock: Callable[[str], Path], tmp_path: Path) -> None:
+    backbone = load_backbone(str(stock("transformer")))
+    backbone.save(tmp_path / "tuned", labels=["sick, ill", "well"])
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path / "tuned")
+    assert pipeline.labels == {"sick; ill": 0, "well": 1}
+
+
+@pytest.mark.parametrize("kind", ["stable diffusion", "text to image"])
+def test_tokens_of_a_caption_do_not_depend_on_other_captions(kind: str, stock: Callable[[str], Path]) -> None:
+    backbone = load_backbone(str(stock(kind)))
+    texts = ["a dark square", "", "light " * 200, "a"]
+    together = backbone.family.tokens(backbone.denoiser, texts)
+    assert together.dtype == torch.int64
+    for text, row in zip(texts, together, strict=True):
+        assert torch.equal(backbone.family.tokens(backbone.denoiser, [text])[0], row)
+    assert len(torch.unique(together, dim=0)) == 4, "and they are told apart"
+    assert torch.equal(backbone.family.null(backbone.denoiser), together[1])
+
+
+def test_labels_become_captions_by_the_template(stock: Callable[[str], Path], colours: Path, tmp_path: Path) -> None:
+    kind = "text to image"
+    data = {"caption_column": None, "labels": ["dark", "light"], "caption_template": "a {label} square"}
+    config = config_of(tmp_path, stock(kind), colours, kind, data=data, sampling={"prompts": None})
+    list(finetune(config))
+    cache = load_checkpoint(Run(config).latents)[0]["latents"]
+    backbone = load_backbone(config.backbone)
+    expected = backbone.family.tokens(backbone.denoiser, ["a dark square", "a light square"])
+    assert torch.equal(cache["tokens"], expected[cache["labels"]])
+    assert list(sample(config))[-1].done == 8
+    assert load_synthetic(config).labels.tolist() == [0, 1] * 4
+
+
+def test_prompts_are_released_with_the_images(stock: Callable[[str], Path], colours: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, stock("stable diffusion"), colours, "stable diffusion")
+    list(finetune(config))
+    list(sample(config))
+    table = (release(config) / "synthetic" / "metadata.csv").read_text().splitlines()
+    assert table[:3] == ["file_name,text", "000000.png,a dark square", "000001.png,a light square"]
+
+
+# --- what else runs on a family --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stable diffusion", "transformer", "pixels"])
+def test_a_plan_and_its_choices(kind: str, stock: Callable[[str], Path], colours: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, stock(kind), colours, kind)
+    forecast = plan(config)
+    assert 0 < forecast.trainable_parameters < forecast.total_parameters
+    assert forecast.seconds is not None
+    found = {choice.trainable: choice.parameters for choice in choices(config)}
+    assert found["attention"] == forecast.trainable_parameters
+    assert found["attention-from-2"] < found["attention"] < found["all"] <= forecast.total_parameters
+    assert ("condition" in found) == (TOLD[kind] != "nothing")
+
+
+@pytest.mark.slow
+def test_a_rehearsal_needs_no_captions(stock: Callable[[str], Path], colours: Path, tmp_path: Path) -> None:
+    made = rehearsal(config_of(tmp_path, stock("stable diffusion"), colours, "stable diffusion"))
+    assert len(list(finetune(made))) == 3
+    assert list(sample(made))[-1].done == 8
+
+
+@pytest.mark.slow
+def test_neighbouring_sets_of_captions_differ_by_at_most_the_clip_norm(
+    stock: Callable[[str], Path], colours: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, stock("stable diffusion"), colours, "stable diffusion", trainable="attn2")
+    pairs = replay(config, plan_of(config))
+    assert pairs
+    assert not [pair for pair in pairs if pair.violated]
