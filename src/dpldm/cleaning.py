@@ -18,7 +18,7 @@ from dpldm.reporting import require_intact, run_at
 class Cleaned:
     """What was done."""
 
-    removed: list[tuple[Path, int]]  # files that were there, with their bytes
+    removed: list[Path]  # what was there
     kept: list[tuple[Path, str]]  # files that hold something private or paid for, and why they were left
 
 
@@ -50,10 +50,10 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
     removed = []
     for path in caches:
         if path.exists():
-            removed.append((path, path.stat().st_size))
+            removed.append(path)
             path.unlink()
     if run.selection.exists():  # a selection that was given up, or a rest that would tell how many trials there were
-        removed.append((run.selection, sum(path.stat().st_size for path in run.selection.rglob("*"))))
+        removed.append(run.selection)
         shutil.rmtree(run.selection)
     records = sorted(path for path in run.private.rglob("*") if path.is_file() and path != weights)
     return Cleaned(removed, kept + [(path, "a record") for path in records])

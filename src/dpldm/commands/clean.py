@@ -20,8 +20,8 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     from dpldm.cleaning import clean
 
     done = clean(given.run, force=given.force)
-    for path, size in done.removed:
-        print(f"removed  {path} ({size / 1e6:,.1f} MB)")
+    for path in done.removed:  # no sizes: that of the latents tells how many records there are
+        print(f"removed  {path}")
     if not done.removed:
         print("nothing to remove")
     for path, reason in done.kept:
