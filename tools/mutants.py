@@ -167,11 +167,11 @@ MUTANTS = [
            P + "accounting.py::test_a_release_alone_is_the_closed_form_of_the_gaussian"),
     Mutant("scores of a query are not cut", "privacy.queries:score_sums", ".clamp(0.0, 1.0)", "",
            P + "queries.py::test_a_unit_more_moves_a_sum_by_at_most_1_and_another_by_at_most_replace_one"),
-    Mutant("the score of a trial is not paid for", "privacy.accounting:epsilon_of_selection", "for release in beside)", "for release in ())",
+    Mutant("the score of a trial is not paid for", "privacy.accounting:_accountant_of_selection", "for release in beside)", "for release in ())",
            P + "selection.py::test_is_the_theorem_written_out"),
     Mutant("a trial more than the law allows", "privacy.sampling:draw_trials", "trials = 1", "trials = 2",
            P + "selection.py::test_the_number_of_trials_is_geometric_and_candidates_are_alike"),
-    Mutant("an answer is asked for again", "train.asking:ask_all", "is not None:", "is not None and False:",
+    Mutant("an answer is asked for again", "train.asking:ask_once", "is not None:", "is not None and False:",
            "tests/train/test_asking.py::test_a_run_that_goes_on_never_asks_again"),
     # --- the trainer
     Mutant("draws from a seeded generator", "train.finetune:fresh_draws", "standard_gaussian(rows * shape.numel(), entropy).float()", "torch.randn(rows * shape.numel(), generator=torch.Generator().manual_seed(int.from_bytes(entropy.bytes(4), 'big')))",
