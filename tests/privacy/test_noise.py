@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from dpldm.privacy.entropy import SeededEntropy, SystemEntropy
+from dpldm.privacy.entropy import SeededEntropy, SystemEntropy, random_words
 from dpldm.privacy.noise import add_gaussian, standard_gaussian
 
 ALARM = 1e-6
@@ -53,6 +53,11 @@ def test_values_are_independent(sample: np.ndarray, lag: int) -> None:
     x, y = sample[:-lag], sample[lag:]
     assert abs(correlation(x, y)) < bound_of_correlation(len(x))
     assert abs(correlation(np.square(x), np.square(y))) < bound_of_correlation(len(x))
+
+
+def test_no_word_of_a_large_draw_comes_twice() -> None:
+    """2**20 words of 64 bits, in one request: two of them are equal with probability 3e-8."""
+    assert len(random_words(2**20, SystemEntropy()).unique()) == 2**20
 
 
 class ScriptedEntropy:
