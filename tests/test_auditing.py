@@ -106,7 +106,8 @@ def test_defects_of_the_code_are_found_end_to_end(config_file: Path, monkeypatch
         mechanism, "add_gaussian", lambda total, deviation, entropy: add_gaussian(total, deviation / 20, entropy)
     )
     config = RunConfig.model_validate(yaml.safe_load(config_file.read_text()))
-    found = {part.name: part for part in audit(planned(None, config), config)}
+    effort = replace(SMALL, canaries=2000)  # 200 guesses, some 188 of them right; with 50 the canaries miss it at times
+    found = {part.name: part for part in audit(planned(None, config), config, effort)}
     assert {name for name, part in found.items() if part.violated} >= set(PARTS) - {"sampling"}
     assert "the sums differ; sums" in " ".join(found["replay of the trainer"].shown)
 
