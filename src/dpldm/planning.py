@@ -13,6 +13,7 @@ from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Posterior, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.choices import attention_modules
+from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
@@ -73,7 +74,7 @@ def choices(config: RunConfig) -> list[Choice]:
     constants, backbone = plan_of(config), load_backbone(config.backbone)
     check_fit(config, backbone)
     network, called = backbone.denoiser, backbone.family.names
-    backbone.family.adapt(network, len(config.data.labels))
+    adapt(network, config)
     modules = attention_modules((name for name, _ in network.named_parameters()), called)
     later = [f"attention-from-{number}" for number in range(2, len(modules) + 1)]
     adapters = ["lora-8"] if find_spec("peft") else []
