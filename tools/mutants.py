@@ -42,7 +42,7 @@ S = "tests/train/test_selecting.py::"
 W, A = "tests/train/test_warm_start.py::", "tests/train/test_asking.py::"
 V, R = "tests/test_verifying.py::", "tests/test_tampering.py::test_a_tampered_release_is_rejected"
 SEEDED = '__import__("dpldm.privacy.entropy", fromlist=["x"]).SeededEntropy(0)'
-EXACT = '__import__("dpldm.privacy.queries", fromlist=["x"]).class_means(plan.queries[-1], __import__("dpldm.train.asking", fromlist=["x"])._total(plan.queries[-1], latents, len(run.config.data.labels)))[0]'
+EXACT = 'class_means(known[0], __import__("dpldm.train.asking", fromlist=["x"])._total(known[0], latents, len(run.config.data.labels)))'
 B = "tests/baselines/test_classifier.py::"
 MUTANTS = [
     # --- noise
@@ -283,7 +283,7 @@ MUTANTS = [
            S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
     Mutant("an epsilon that is no number is 0", "privacy.accounting:_accountant_of_selection", "if noise_multiplier < SMALLEST_NOISE:", "if noise_multiplier == 0:",
            P + "selection.py::test_without_noise_worth_the_name_nothing_is_promised"),
-    Mutant("a start from exact class means", "train.finetune:ask_and_start", "noised_means(run, plan, ledger, tuner.backbone_digest)", EXACT,
+    Mutant("a start from exact class means", "train.finetune:ask_and_start", "class_means(*known)", EXACT,
            W + "test_a_run_starts_once_from_the_answer_that_it_paid_for"),
     Mutant("a start is made again on resume", "train.finetune:ask_and_start", " and tuner.updates == 0:", ":",
            W + "test_a_run_starts_once_from_the_answer_that_it_paid_for"),
@@ -295,7 +295,7 @@ MUTANTS = [
            A + "test_groups_and_null_records_count_as_the_proof_says"),
     Mutant("an answer that the ledger forgot is used", "train.asking:read_answer", 'if not ledger.contains(Head(*facts["head"])):', "if False:",
            A + "test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused"),
-    Mutant("a lost histogram is forgotten", "tuned:noised_histogram", "if answer is None:", "if False:",
+    Mutant("a lost histogram is forgotten", "train.asking:answered", "if answer is None:", "if False:",
            A + "test_a_lost_histogram_is_not_replaced_by_equal_shares"),
     Mutant("a start that nobody paid for is verified", "verifying:_start_is_paid_for", "return asked or not", "return True or not",
            V + "test_a_start_from_class_means_needs_a_plan_that_asked_for_them"),
