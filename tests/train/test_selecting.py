@@ -486,7 +486,7 @@ def test_a_score_is_one_less_the_loss_of_the_averaged_weights(config: RunConfig)
     tuner.average.shadow_params = [parameter.detach() + 0.1 for parameter in tuner.average.shadow_params]
     average = dict(zip(tuner.trainable, (p.clone() for p in tuner.average.shadow_params), strict=True))
     found = scores(tuner, backbone, latents, 4, SeededEntropy(3))
-    network = with_weights(load_backbone(config.backbone).denoiser, 2, average)
+    network = with_weights(load_backbone(config.backbone).denoiser, config, average)
     entropy, expected = SeededEntropy(3), []
     for rows in (torch.arange(4), torch.arange(4, 7)):
         draws = fresh_draws(len(rows), 4, torch.Size((2, 4, 4)), Timesteps(1000), 0.0, entropy)
