@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,8 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
 
 @contextmanager
 def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
-    """What a defect says (a shape, a size of memory) may follow private data: it is kept in private/.
+    """What a defect says (a shape, a size of memory) may follow private data: it is kept in private/. So may what a
+    library warns of (a value that overflows in one record): it is not shown.
 
     Raises:
         UserError: with a fixed text, in place of any exception that is not meant for the user.
@@ -55,7 +57,9 @@ def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
     from dpldm.run import Run
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (UserError, OSError):
         raise
     except Exception:
