@@ -416,6 +416,7 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
         TAINTED,
     ),
     # texts
+    "a model card with another epsilon": ("both", text("model/README.md", "(0.50, 0.001)", "(0.05, 0.001)"), WRONG),
     "a path in a card": ("data", appended("README.md", b"\nmade from /home/jane/patients\n"), TAINTED),
     "the internal report": ("both", internal_report, TAINTED),
     "a script in a report": ("both", text("report.html", "<main>", "<main><script>fetch('//x')</script>"), TAINTED),
