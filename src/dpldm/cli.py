@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "dpldm.commands.report", "a release as a page to read and to print, and an internal one beside it"
     ),
+    "app": Command("dpldm.commands.app", "look at a release in a browser: its images, or new ones from its model"),
     "clean": Command("dpldm.commands.clean", "remove a released run's private caches: encoded images, tuned weights"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
     "audit": Command(
