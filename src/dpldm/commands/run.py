@@ -7,11 +7,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpldm.config import RunConfig
 from dpldm.console import duration, follow, out
 from dpldm.errors import UserError
 from dpldm.loading import load_config, settings
+
+if TYPE_CHECKING:
+    from dpldm.evaluation.utility import UtilityResult
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -189,8 +193,20 @@ def _evaluate(config: RunConfig, given: argparse.Namespace) -> None:
         result = evaluate(config, lambda kind, seed, done, total: status.update(f"evaluate: {kind} {done}/{total}"))
     if result.public_benchmark or given.command == "evaluate":
         out.print(evaluation_table(result))
+        if given.command == "rehearse" and result.utility is not None:
+            _show_outlook(config, result.utility)
     else:  # the console of a run is outside: what reads private images is shown only to who asks for it
         out.print(f"evaluation: INTERNAL, see {Run(config).private / 'evaluation.json'} or run `dpldm evaluate`")
+
+
+def _show_outlook(config: RunConfig, utility: "UtilityResult") -> None:
+    """What a rehearsal says of the plan."""
+    from dpldm.outlook import of_rehearsal
+    from dpldm.planning import starts_from_means
+    from dpldm.report.forecast import outlook_lines
+
+    accuracy, classes = utility.scores["cnn"].mean, len(config.data.labels)
+    out.print(outlook_lines(of_rehearsal(accuracy, starts_from_means(config), classes)))
 
 
 def _check_evaluation(config: RunConfig, given: argparse.Namespace) -> None:
