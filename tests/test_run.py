@@ -186,7 +186,7 @@ def test_the_cap_is_the_runs_own_budget_unless_declared(raw: dict[str, Any]) -> 
 
 @pytest.fixture
 def cheap_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpldm.evaluation.evaluate._extractor", lambda config: Means())
+    monkeypatch.setattr("dpldm.evaluation.evaluate.extractor_of", lambda config: Means())
 
 
 @pytest.mark.parametrize("benchmark", [False, True])

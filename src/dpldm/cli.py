@@ -33,6 +33,9 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command("dpldm.commands.run", "tune the backbone on private images with DP-SGD; resumes"),
     "sample": Command("dpldm.commands.run", "draw synthetic images from the tuned model; resumes"),
     "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
+    "memorisation": Command(
+        "dpldm.commands.memorisation", "whether synthetic images keep to the images that were trained on (internal)"
+    ),
     "baseline": Command(
         "dpldm.commands.baseline", "what to compare with: a DP-SGD classifier, or (published images) no privacy"
     ),

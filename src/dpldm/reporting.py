@@ -147,6 +147,7 @@ def _recorded(run: Run, statement: Mapping[str, Any]) -> Recorded:
         audit=audit if of_this_plan else None,
         backbone=_backbone(run),
         evaluation=_json(run.private / "evaluation.json"),
+        memorisation=_json(run.private / "memorisation.json"),
         durations=[json.loads(line) for line in lines],
         ledger=ledger,
     )

@@ -24,7 +24,7 @@ from dpldm.data.latents import PrivateLatents, private_encodings
 from dpldm.device import chosen_device
 from dpldm.errors import MissingExtra, UserError
 from dpldm.evaluation.evaluate import real_test_images
-from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor
+from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor, scaled
 from dpldm.evaluation.utility import score
 from dpldm.models.autoencoder import Posterior
 from dpldm.models.backbone import load_backbone
@@ -155,12 +155,6 @@ def public_features(config: RunConfig) -> FeatureExtractor:
         backbone = load_backbone(config.backbone, device)
         check_fit(config, backbone)
         return EncoderMeans(backbone, config.data.image_size)
-
-
-def scaled(features: NDArray[np.float32]) -> Tensor:
-    """Feature vectors (N, d), each less its own mean and at norm 1: no number here comes from another image."""
-    rows = torch.from_numpy(features)
-    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
 
 
 def digest_of(extractor: str) -> str:
