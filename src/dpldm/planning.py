@@ -3,8 +3,9 @@
 import math
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -51,6 +52,12 @@ class Forecast:
     memory_bytes: int  # weights, gradients, Adam, average and one physical pass, roughly
     outlook: Outlook  # whether plans like it learnt
     warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        paid = self.plan if self.selection is None else self.selection
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "selection", "outlook")}
+        return {"constants": paid.constants(), **shown, "outlook": asdict(self.outlook)}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import kind_of, load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.selection import trial_of
+from dpldm.progress import OnProgress, unseen
 from dpldm.report.card import release_card
 from dpldm.report.hub import model_card, synthetic_card
 from dpldm.report.wording import covers, mechanism
@@ -33,7 +34,7 @@ from dpldm.tuned import Finished, finished, ledger_entries, tuned_network
 What = Literal["data", "model", "both"]
 
 
-def release(config: RunConfig, what: What = "data") -> Path:
+def release(config: RunConfig, what: What = "data", on_progress: OnProgress = unseen) -> Path:
     """Write the release directory of a finished run and return it.
 
     Raises:
@@ -49,7 +50,15 @@ def release(config: RunConfig, what: What = "data") -> Path:
         names, card = config.data.labels, synthetic_card(config, statement)
         if prompts := prompts_of(config):
             statement["declared_constants"]["prompts"] = prompts
-        export_images(partial / "synthetic", synthetic.images, synthetic.labels, names, card=card, prompts=prompts)
+        export_images(
+            partial / "synthetic",
+            synthetic.images,
+            synthetic.labels,
+            names,
+            card=card,
+            prompts=prompts,
+            on_progress=on_progress,
+        )
         export_npz(partial / "synthetic.npz", synthetic.images, synthetic.labels)
     if what in ("model", "both"):
         backbone = load_backbone(config.backbone)

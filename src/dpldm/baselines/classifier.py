@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpldm.baselines.result import Baseline, OnProgress, require_classes, run_of, unseen
+from dpldm.baselines.result import Baseline, require_classes, run_of
 from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.latents import PrivateLatents, private_encodings
 from dpldm.device import chosen_device
@@ -33,6 +33,7 @@ from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import BudgetExhausted, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import FinetuneStep, Learner, check_fit, register, resume, shown

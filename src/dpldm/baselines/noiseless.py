@@ -5,7 +5,7 @@ Its model must never be released: it has a ledger of its own, whose plan has no 
 
 from dataclasses import replace
 
-from dpldm.baselines.result import Baseline, OnProgress, folder_of, require_classes, require_published, run_of, unseen
+from dpldm.baselines.result import Baseline, folder_of, require_classes, require_published, run_of
 from dpldm.config import RunConfig, SamplingConfig
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
@@ -15,6 +15,7 @@ from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.ledger import Ledger, LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import ClassHistogram
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, plan_of
 from dpldm.sampling import all_drawn, draw_all, steered
 from dpldm.sheet import save_contact_sheet
