@@ -66,6 +66,12 @@ def test_easier_than_what_learnt_harder_than_what_did_not_or_unknown(
     assert outlook(records, noise, means, 10).verdict is verdict
 
 
+def test_of_public_classes_that_are_told_too_no_failure_was_measured() -> None:
+    assert outlook(4_000, 1.1, False, 10).verdict is Verdict.NO
+    assert outlook(4_000, 1.1, False, 10, public_classes=True).verdict is Verdict.UNKNOWN
+    assert outlook(4_000, 4.0, False, 10, public_classes=True).verdict is Verdict.NO
+
+
 def test_no_run_is_both_an_example_and_a_counterexample() -> None:
     for good in (run for run in MEASURED if run.learnt):
         for bad in (run for run in MEASURED if not run.learnt):

@@ -71,7 +71,9 @@ def is_learnt(accuracy: float, classes: int) -> bool:
     return accuracy > (1 + 1 / classes) / 2
 
 
-def outlook(records: int, noise_to_signal: float, class_means: bool, classes: int) -> Outlook:
+def outlook(
+    records: int, noise_to_signal: float, class_means: bool, classes: int, *, public_classes: bool = False
+) -> Outlook:
     """What to expect of a plan.
 
     Args:
@@ -79,6 +81,7 @@ def outlook(records: int, noise_to_signal: float, class_means: bool, classes: in
         noise_to_signal: `planning.Forecast.noise_to_signal`.
         class_means: whether tuning starts from noised class means.
         classes: 0 without classes.
+        public_classes: whether the network is told public classes too, with which nothing that failed was measured.
     """
     no_easier_learnt = [
         run
@@ -91,7 +94,7 @@ def outlook(records: int, noise_to_signal: float, class_means: bool, classes: in
     no_harder_failed = [
         run
         for run in MEASURED
-        if not run.learnt
+        if not (run.learnt or public_classes)
         and run.records >= records
         and run.noise_to_signal <= noise_to_signal
         and run.class_means >= class_means

@@ -14,6 +14,7 @@ from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Posterior, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.choices import attention_modules
+from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
 from dpldm.outlook import Outlook, outlook
 from dpldm.privacy.accounting import Adjacency
@@ -79,7 +80,7 @@ def choices(config: RunConfig) -> list[Choice]:
     constants, backbone = plan_of(config), load_backbone(config.backbone)
     check_fit(config, backbone)
     network, called = backbone.denoiser, backbone.family.names
-    backbone.family.adapt(network, len(config.data.labels))
+    adapt(network, config)
     modules = attention_modules((name for name, _ in network.named_parameters()), called)
     later = [f"attention-from-{number}" for number in range(2, len(modules) + 1)]
     adapters = ["lora-8"] if find_spec("peft") else []
@@ -124,7 +125,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         noise_to_signal=ratio,
         seconds=None if per_example is None else per_example * examples,
         memory_bytes=4 * (total + 6 * tuned) + activations,
-        outlook=outlook(constants.records, ratio, starts_from_means(config), len(config.data.labels)),
+        outlook=_outlook(config, constants, ratio),
         warnings=_warnings(config, constants),
     )
 
@@ -169,6 +170,16 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
         start = time.perf_counter()
         step()
         return (time.perf_counter() - start) / size, bytes_saved
+
+
+def _outlook(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> Outlook:
+    return outlook(
+        constants.records,
+        noise_to_signal,
+        starts_from_means(config),
+        len(config.data.labels),
+        public_classes=config.privacy.public_classes_noise is not None,
+    )
 
 
 def starts_from_means(config: RunConfig) -> bool:

@@ -25,6 +25,7 @@ from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.filling import environment, template_text
 from dpldm.report.head import head, policy
 from dpldm.report.samples import picture
+from dpldm.report.wording import tells_public_classes
 from dpldm.reporting import require_intact
 from dpldm.verifying import read_statement
 
@@ -100,7 +101,7 @@ def application(release: Path, trusted: list[str]) -> "Starlette":
         raise MissingExtra("starlette", "app", PURPOSE) from error
     require_intact(release)
     statement, full_report = read_statement(release), release / "report.html"
-    shelves = shelves_of(release, statement["declared_constants"])
+    shelves = shelves_of(release, statement)
     pages = Pages(statement, shelves, full_report.is_file())
     routes = [Route("/", lambda request: RedirectResponse(shelves[0].path))]
     for shelf in shelves:
@@ -111,20 +112,23 @@ def application(release: Path, trusted: list[str]) -> "Starlette":
     return Starlette(routes=routes, middleware=[hosts])
 
 
-def shelves_of(release: Path, declared: Mapping[str, Any]) -> list[Shelf]:
+def shelves_of(release: Path, statement: Mapping[str, Any]) -> list[Shelf]:
     """What a release has to show: images, a model, or both.
 
-    Args:
-        declared: its statement's declared constants.
-
     Raises:
-        UserError: its model cannot be loaded.
+        UserError: its model cannot be loaded, or is all that there is and cannot be drawn from.
     """
     found: list[Shelf] = []
+    declared, drawable = statement["declared_constants"], not tells_public_classes(statement["plan"])
     if (release / "synthetic.npz").is_file():
         found.append(Released(release / "synthetic.npz", declared["labels"] or declared.get("prompts", [])))
-    if (release / "model").is_dir():
+    if (release / "model").is_dir() and drawable:
         found.append(Painter(release / "model", declared))
+    if not found:
+        raise UserError(
+            f"The model of {release} is told public classes beside its own, in shares that no release holds: look at a "
+            "release of its images (`dpldm release --what data`)."
+        )
     return found
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from dpldm.config import RunConfig
 from dpldm.report.card import plain
-from dpldm.report.wording import guarantee_sentence, odds_sentence, trial_constants
+from dpldm.report.wording import guarantee_sentence, odds_sentence, tells_public_classes, trial_constants
 
 TAGS = ("synthetic", "differential-privacy", "dp-sgd")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -64,11 +64,6 @@ def model_card(config: RunConfig, statement: Mapping[str, Any], pipeline: str, t
         "tags": [*TAGS, "latent-diffusion", "dpldm"],
     }
     size = f"{config.data.image_size} x {config.data.image_size}"
-    meaning = {
-        "classes": "classes by number: " + ", ".join(f"{k} {plain(x)}" for k, x in enumerate(config.data.labels)),
-        "captions": "captions",
-        "nothing": "no condition",
-    }[told]
     return f"""{_block(header)}
 # A private latent diffusion model: {plain(config.name)}
 
@@ -78,7 +73,7 @@ with DP-SGD. The weights are {guarantee_sentence(statement)}.
 {odds_sentence(claim["epsilon"], claim["unit"])} Everything that is drawn from the model or tuned further from it is
 covered too, as long as the private images are not used again.
 
-* stored as a {plain(pipeline)} of diffusers; told {meaning if told != "classes" or config.data.labels else "nothing"}
+* stored as a {plain(pipeline)} of diffusers; told {_told(config, statement, told)}
 * draws images of {size}, {"grey" if config.data.channels == 1 else "colour"}
 * licence: {config.licence}{_no_licence(config)}; the backbone's own terms come first
 
@@ -91,13 +86,31 @@ from dpldm.sampling import Sampler
 model = load_backbone("DIRECTORY")
 settings = SamplingConfig(steps={config.sampling.steps}, guidance={config.sampling.guidance:g})
 draw = Sampler(model, model.denoiser, settings, {config.data.image_size}{_texts(told)})
-images = draw(torch.zeros(16, dtype=torch.int64), torch.Generator().manual_seed(0))  # uint8 (16, S, S, C)
+images = draw(torch.{_sixteen(config, statement)}, torch.Generator().manual_seed(0))  # uint8 (16, S, S, C)
 ```
 
 Never use it as a backbone for private images as if it were public: what it cost is in `backbone.json`.
 
 {LIMITS}
 """
+
+
+def _told(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
+    """What the network is told about an image, in words."""
+    labels = config.data.labels
+    if told != "classes" or not labels:
+        return "captions" if told == "captions" else "nothing"
+    named = "classes by number: " + ", ".join(f"{number} {plain(label)}" for number, label in enumerate(labels))
+    if tells_public_classes(statement["plan"]):
+        named += f"; each beside a class of the backbone, counted on from {len(labels)}: pairs (N, 2)"
+    return named
+
+
+def _sixteen(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """Labels of 16 images, as code."""
+    if tells_public_classes(statement["plan"]):
+        return f"tensor([[0, {len(config.data.labels)}]] * 16)"
+    return "zeros(16, dtype=torch.int64)"
 
 
 def _texts(told: str) -> str:
