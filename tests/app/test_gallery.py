@@ -7,13 +7,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dpldm.app.gallery import MOST_ROWS, Drawing, Look, Painter, Released
+from dpldm.app.gallery import MOST_GUIDANCE, MOST_ROWS, Drawing, Look, Painter, Released
 from dpldm.config import RunConfig, SamplingConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
 from dpldm.releasing import privacy_statement, release
 from dpldm.sampling import Sampler
 from dpldm.train.public_data import step_generator
+from stock_models import make
 
 
 @pytest.fixture
@@ -114,3 +115,34 @@ def test_nothing_is_drawn_before_its_turn(painter: Painter) -> None:
     assert painter.drawn.cache_info().currsize == 0
     next(rows)
     assert painter.drawn.cache_info().currsize == 1
+
+
+# --- models that are told something else ------------------------------------------------------------------------------
+
+SAMPLING = {"sampler": "ddim", "steps": 2, "eta": 0.0, "guidance": 30.0}
+
+
+def test_a_model_that_is_told_captions_is_told_a_prompt(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = make("stable diffusion", tmp_path / "model")
+    declared = {"image_size": 32, "labels": ["cat", "dog"], "caption_template": "a {label}", "sampling": SAMPLING}
+    painter = Painter(model, declared)
+    assert painter.names == []
+    assert painter.prompts == ["a cat", "a dog"]
+    assert painter.beginning() == {"guidance": MOST_GUIDANCE, "prompt": "a cat"}
+    rows = [next(painter.rows(Drawing(prompt=prompt, number=2))) for prompt in ("a cat", "a dog", "a cat")]
+    assert [row.name for row in rows] == ["a cat", "a dog", "a cat"]
+    assert rows[0].images.shape == (2, 32, 32, 3)
+    assert np.array_equal(rows[0].images, rows[2].images)
+    assert not np.array_equal(rows[0].images, rows[1].images)
+    with_prompts = Painter(model, declared | {"labels": [], "prompts": ["a red house"]})
+    assert with_prompts.beginning()["prompt"] == "a red house"
+
+
+def test_a_model_that_is_told_nothing_draws(tmp_path: Path) -> None:
+    declared = {"image_size": 32, "labels": [], "sampling": SAMPLING}
+    painter = Painter(make("unconditional", tmp_path / "model"), declared)
+    assert (painter.names, painter.prompts) == ([], None)
+    row = next(painter.rows(Drawing(number=3, prompt="not told")))
+    assert row.name == ""
+    assert row.images.shape == (3, 32, 32, 3)

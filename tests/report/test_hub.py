@@ -52,8 +52,17 @@ def test_both_state_the_guarantee_the_licence_and_the_limits(finished_copy: RunC
         assert "small classes and rare appearances are rendered worst" in text
         assert "does not remove bias" in text
         assert str(finished_copy.runtime.output) not in text
+    assert "0 = dark, 1 = light" in (target / "model" / "README.md").read_text()
     assert odds_sentence(0.5, "image") in (target / "model" / "README.md").read_text()
     assert all(check.passed for check in verify(target))
+
+
+def test_a_published_benchmark_is_called_one(finished: RunConfig) -> None:
+    statement = privacy_statement(finished)
+    for published in (False, True):
+        statement["guarantee"]["public_benchmark"] = published
+        cards = synthetic_card(finished, statement), model_card(finished, statement, "X", "classes")
+        assert all(("are a published benchmark" in card) == published for card in cards)
 
 
 def test_the_code_of_the_model_card_runs(finished_copy: RunConfig) -> None:

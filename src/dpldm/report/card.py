@@ -14,17 +14,12 @@ WEB = re.compile(r"\bwww\.", re.IGNORECASE)
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """README.md of the release directory."""
     claim, plan = statement["guarantee"], trial_constants(statement["plan"])
-    benchmark = (
-        "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
-        if claim["public_benchmark"]
-        else ""
-    )
     return f"""# {plain(config.name)}
 
 This release is {guarantee_sentence(statement)}.
 
 {odds_sentence(claim["epsilon"], claim["unit"])}
-{benchmark}
+{benchmark_note(statement)}
 | | |
 |---|---|
 | mechanism | {statement["mechanism"]} |
@@ -42,6 +37,15 @@ size, preprocessing, hyperparameters and the backbone. The promise is per {claim
 Check it with `dpldm verify` and this directory: epsilon is recomputed from `privacy.json`, and every file's hash is
 compared.
 """
+
+
+def benchmark_note(statement: Mapping[str, Any]) -> str:
+    """A paragraph where the training images are public already; else nothing."""
+    if not statement["guarantee"]["public_benchmark"]:
+        return ""
+    return (
+        "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
+    )
 
 
 def handful_card(statement: Mapping[str, Any], what: str, asked: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dpldm.config import RunConfig
-from dpldm.report.card import plain
+from dpldm.report.card import benchmark_note, plain
 from dpldm.report.wording import guarantee_sentence, odds_sentence, tells_public_classes, trial_constants
 
 TAGS = ("synthetic", "differential-privacy", "dp-sgd")
@@ -39,7 +39,7 @@ def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
 
 Every image here was drawn from a generative model; none is a photograph of anyone or anything. The set is
 {guarantee_sentence(statement)}.
-
+{benchmark_note(statement)}
 * {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
 * {_frequencies(config, trial_constants(statement["plan"]))}
@@ -72,7 +72,7 @@ with DP-SGD. The weights are {guarantee_sentence(statement)}.
 
 {odds_sentence(claim["epsilon"], claim["unit"])} Everything that is drawn from the model or tuned further from it is
 covered too, as long as the private images are not used again.
-
+{benchmark_note(statement)}
 * stored as a {plain(pipeline)} of diffusers; told {_told(config, statement, told)}
 * draws images of {size}, {"grey" if config.data.channels == 1 else "colour"}
 * licence: {config.licence}{_no_licence(config)}; the backbone's own terms come first
@@ -100,7 +100,7 @@ def _told(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
     labels = config.data.labels
     if told != "classes" or not labels:
         return "captions" if told == "captions" else "nothing"
-    named = "classes by number: " + ", ".join(f"{number} {plain(label)}" for number, label in enumerate(labels))
+    named = "classes by number: " + ", ".join(f"{number} = {plain(label)}" for number, label in enumerate(labels))
     if tells_public_classes(statement["plan"]):
         named += f"; each beside a class of the backbone, counted on from {len(labels)}: pairs (N, 2)"
     return named
