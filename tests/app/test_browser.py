@@ -34,29 +34,39 @@ class Visit:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture
-def address(finished_copy: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def address(finished: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a release of images, model and report is served."""
-    drawn = dict.fromkeys(("guesses", "delta", "attack", "spending"), "<svg></svg>")
-    monkeypatch.setattr(reports, "_charts", lambda report: drawn)
-    target = release(finished_copy, "both")
-    report(Run(finished_copy).directory)
+    output = tmp_path_factory.mktemp("served")
+    shutil.copytree(finished.runtime.output, output, dirs_exist_ok=True)
+    config = finished.model_copy(update={"runtime": finished.runtime.model_copy(update={"output": output})})
+    target = release(config, "both")
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = dict.fromkeys(("guesses", "delta", "attack", "spending"), "<svg></svg>")
+        patch.setattr(reports, "_charts", lambda report: drawn)
+        report(Run(config).directory)
     with served(target) as found:
         yield found
 
 
-@pytest.fixture
-def visit(address: str) -> Iterator[Visit]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as made:
-        browser = made.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, accept_downloads=True)
-        visit = Visit(page, address)
-        page.on("console", lambda message: visit.complaints.append(message.text))
-        page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-        page.on("requestfailed", lambda request: visit.complaints.append(request.url))
-        page.on("request", lambda request: visit.requests.append(request.url))
-        yield visit
-        browser.close()
+        opened = made.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(address: str, browser: Any) -> Iterator[Visit]:
+    page = browser.new_page(viewport={"width": 390, "height": 800}, accept_downloads=True)
+    visit = Visit(page, address)
+    page.on("console", lambda message: visit.complaints.append(message.text))
+    page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    page.on("requestfailed", lambda request: visit.complaints.append(request.url))
+    page.on("request", lambda request: visit.requests.append(request.url))
+    yield visit
+    page.close()
 
 
 def focused(page: Any) -> str:
