@@ -342,7 +342,7 @@ def test_steps_on_private_images_show_no_measured_time(
     monkeypatch.setattr("dpldm.planning.plan", lambda config: namedtuple("Forecast", "seconds")(90.0))
     monkeypatch.setattr("dpldm.console.time.monotonic", lambda: next(ticks))
     assert main(["finetune", "--config", config]) == 0
-    first, last, stated = capsys.readouterr().out.splitlines()
+    first, last, stated, *_ = capsys.readouterr().out.splitlines()
     assert stated == "finetune: done; the release states epsilon 0.50, which pays for the reserve too"
     assert re.fullmatch(r"finetune 1/2  epsilon \d\.\d\d \(delta 0\.001\), about 45 s left", first)
     assert re.fullmatch(r"finetune 2/2  epsilon \d\.\d\d \(delta 0\.001\)", last)
@@ -397,8 +397,9 @@ def test_unreadable_files_do_not_stop_a_run(
     whole = (image_folder / "dark" / "000.png").read_bytes()
     (image_folder / "dark" / "000.png").write_bytes(whole[: len(whole) // 2])
     assert main(["finetune", "--config", written(tmp_path, raw)]) == 0
-    shown = capsys.readouterr()
-    assert not re.search(r"unreadable|corrupt|zero|000\.png|\b42\b|\b39\b|\b3 ", shown.out + shown.err), "private facts"
+    captured = capsys.readouterr()
+    shown = (captured.out + captured.err).replace(str(tmp_path), "")
+    assert not re.search(r"unreadable|corrupt|zero|000\.png|\b42\b|\b39\b|\b3 ", shown), "private facts"
     listed = [json.loads(line) for line in (tmp_path / "runs/tiny/private/unreadable.jsonl").read_text().splitlines()]
     assert [entry["file"] for entry in listed] == ["dark/000.png", "dark/zero.png", "light/corrupt.png"]
     assert all(entry["reason"] for entry in listed)
@@ -471,3 +472,58 @@ def test_main_reads_the_process_arguments(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(cli.sys, "argv", ["dpldm", "--version"])
     assert main() == 0
     assert dpldm.__version__ in capsys.readouterr().out
+
+
+# --- how much is said -------------------------------------------------------------------------------------------------
+
+LONG = {
+    "run": ["plan", "rehearse", "run", "finetune", "sample", "evaluate", "release"],
+    "others": ["baseline", "pretrain", "memorisation"],
+}
+
+
+@pytest.mark.parametrize("name", [*LONG["run"], *LONG["others"]])
+def test_long_commands_can_be_quiet_or_speak_to_programs(name: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert "--quiet" in shown
+    assert "--json" in shown
+
+
+def test_a_whole_run_speaks_to_a_program_in_one_object(tmp_path: Path, raw: dict[str, Any], capsys: Capture) -> None:
+    path = written(tmp_path, raw)
+    assert main(["run", "--config", path, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    told = json.loads(shown.out)
+    directory = tmp_path / "runs" / "tiny"
+    assert told["guarantee"] == json.loads((directory / "release" / "privacy.json").read_text())["guarantee"]
+    assert told["plan"]["constants"]["records"] == 40
+    assert told["plan"]["outlook"]["verdict"]
+    assert told["images"] == 24
+    assert {name: Path(place).exists() for name, place in told["places"].items()} == {
+        "contact_sheet": True,
+        "release": True,
+        "internal": True,
+    }
+    assert told["next"][1] == f"dpldm verify {directory / 'release'}"
+    assert "evaluation" not in told
+
+
+def test_a_whole_run_can_be_silent(tmp_path: Path, raw: dict[str, Any], capsys: Capture) -> None:
+    assert main(["run", "--config", written(tmp_path, raw), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "runs" / "tiny" / "release" / "privacy.json").exists()
+
+
+def test_each_stage_says_what_comes_next(tmp_path: Path, raw: dict[str, Any], capsys: Capture) -> None:
+    path = written(tmp_path, raw)
+    for command, following in (("plan", "rehearse"), ("finetune", "sample"), ("sample", "release")):
+        assert main([command, "--config", path]) == 0
+        assert re.search(rf"next +dpldm {following} --config {re.escape(path)}\n", capsys.readouterr().out)
+    assert main(["release", "--config", path]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"release 24/24  images", shown)
+    assert re.search(r"release +\S+runs/tiny/release\n", shown)
+    assert re.search(r"INTERNAL +\S+runs/tiny/private\n", shown)

@@ -1,6 +1,8 @@
 """What a run says: lines in a log, a bar on a terminal, durations as a person says them."""
 
+import argparse
 import io
+import json
 import re
 from collections.abc import Iterator
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dpldm import console
-from dpldm.console import duration, follow
+from dpldm.console import add_manners, conclude, duration, follow, following_stages, manners
 
 Step = tuple[int, int, str]
 
@@ -113,3 +115,72 @@ def test_durations_are_about_right(seconds: float) -> None:
     number, unit = duration(seconds).split()
     factor = {"s": 1, "min": 60, "h": 3600}[unit]
     assert abs(float(number) * factor - seconds) <= 0.51 * {"s": 1, "min": 60, "h": 360}[unit]
+
+
+# --- how much is said -------------------------------------------------------------------------------------------------
+
+
+def asked(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_manners(parser)
+    return parser.parse_args(words)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    given = asked(*words)
+    with manners(given):
+        follow([(1, 2, "x"), (2, 2, "x")], "sample", identity)
+        conclude(given, {"images": 2}, {"release": "runs/a/release", "INTERNAL": "runs/a/private"}, ["dpldm verify x"])
+    return capsys.readouterr().out
+
+
+def test_the_end_says_where_things_are_and_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.split() for line in said(capsys).splitlines()]
+    assert lines[-3:] == [
+        ["release", "runs/a/release"],
+        ["INTERNAL", "runs/a/private"],
+        ["next", "dpldm", "verify", "x"],
+    ]
+    assert lines[0][:2] == ["sample", "1/2"]
+
+
+def test_quiet_says_nothing_and_json_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--quiet") == ""
+    assert json.loads(said(capsys, "--json")) == {
+        "images": 2,
+        "places": {"release": "runs/a/release", "internal": "runs/a/private"},
+        "next": ["dpldm verify x"],
+    }
+    assert said(capsys) != "", "and the next command speaks again"
+
+
+def test_manners_are_one_or_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        asked("--quiet", "--json")
+
+
+def test_places_with_markup_or_controls_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    conclude(asked(), {}, {"release": "runs/[red]a[/red]\x1b[2J"}, [])
+    assert "[red]a[/red]\\x1b[2J" in capsys.readouterr().out
+
+
+def test_stages_are_named_and_shown_by_number_alone(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with following_stages("baseline", timed=False) as on_progress:
+        for stage in ("tune", "draw"):
+            for done in range(1, 101):
+                clock.now += 100.0
+                on_progress(stage, done, 100)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "baseline 1/100  tune"
+    assert len(lines) == 2 * 21
+    assert lines[21] == "baseline 1/100  draw"
+    assert not any("left" in line for line in lines)
+
+
+def test_a_bar_begins_anew_with_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=screen, force_terminal=True, width=100))
+    follow([(1, 2, "a"), (2, 2, "a"), (1, 4, "b")], "pretrain", identity)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "1/4" in text
+    assert "left" in text

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+import dpldm
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +29,11 @@ def test_every_test_that_is_named_exists(page: str) -> None:
         path = ROOT / "tests" / file
         assert path.is_file(), file
         assert f"def {test}(" in path.read_text(encoding="utf-8") or not test, f"{file}::{test}"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= cited.keys(), "what the format requires"
+    assert (cited["version"], cited["license"]) == (dpldm.__version__, "Apache-2.0")
+    assert "2305.15759" in cited["references"][0]["url"]

@@ -21,9 +21,10 @@ from dpldm.data.export import export_images
 from dpldm.data.names import printable, spreadsheet_safe
 from dpldm.releasing import privacy_statement
 from dpldm.report import page as pages
-from dpldm.report.card import plain, release_card, synthetic_card
+from dpldm.report.card import plain, release_card
 from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.head import is_sealed_page
+from dpldm.report.hub import model_card, synthetic_card
 from dpldm.report.page import page
 from dpldm.report.samples import MOST_CLASSES, samples
 from dpldm.scanning.texts import extra_in_table
@@ -130,22 +131,22 @@ def kinds(markdown: str) -> list[str]:
 def test_in_a_card_they_are_text_and_its_header_is_what_it_was(number: int, finished: RunConfig) -> None:
     statement, texts = privacy_statement(finished), BATCHES[number]
 
-    def cards(labels: list[str]) -> tuple[str, str]:
+    def cards(labels: list[str]) -> tuple[str, str, str]:
         config = finished.model_copy(update={"data": finished.data.model_copy(update={"labels": tuple(labels)})})
         named = statement | {"backbone": statement["backbone"] | {"name": labels[0]}}
-        return release_card(config, named), synthetic_card(config, named)
+        model = model_card(config, named, "ClassConditionalLDMPipeline", "classes")
+        return release_card(config, named), synthetic_card(config, named), model
 
-    ours, data = cards(texts)
-    tame, tame_data = cards([f"text {k}" for k in range(len(texts))])
+    ours, *headed = cards(texts)
+    tame, *tame_headed = cards([f"text {k}" for k in range(len(texts))])
     assert kinds(ours) == kinds(tame)
-    _, header, body = data.split("---\n", 2)
-    assert yaml.safe_load(header) == {
-        "tags": ["synthetic", "differential-privacy", "dp-sgd"],
-        "pretty_name": finished.name,
-    }
-    assert kinds(body) == kinds(tame_data.split("---\n", 2)[2])
     assert harmless_line(ours)
-    assert harmless_line(data)
+    for card, tame_card in zip(headed, tame_headed, strict=True):
+        _, header, body = card.split("---\n", 2)
+        _, tame_header, tame_body = tame_card.split("---\n", 2)
+        assert yaml.safe_load(header) == yaml.safe_load(tame_header)
+        assert kinds(body) == kinds(tame_body)
+        assert harmless_line(card)
 
 
 @pytest.mark.parametrize("text", ["https://example.org", "WWW.example.org", "jane@example.org", "see http://x.org"])

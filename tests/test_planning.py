@@ -15,7 +15,8 @@ from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels
-from dpldm.planning import HARD_TO_LEARN, Forecast, choices, plan
+from dpldm.outlook import HARD_TO_LEARN, Verdict
+from dpldm.planning import Forecast, choices, plan
 from dpldm.privacy.accounting import Adjacency
 from dpldm.report.forecast import forecast_table
 from dpldm.report.wording import upper
@@ -126,7 +127,7 @@ def test_time_and_memory_are_measured_on_demand(raw: dict[str, Any]) -> None:
 def test_warnings_are_given_where_due(raw: dict[str, Any]) -> None:
     noisy = forecast(raw, trainable="all")
     assert noisy.noise_to_signal > HARD_TO_LEARN
-    assert any("do not expect this run to learn much" in warning for warning in noisy.warnings)
+    assert noisy.outlook.verdict is Verdict.NO
     calm = forecast(raw, trainable="condition", privacy=raw["privacy"] | {"public_benchmark": True})
     assert calm.noise_to_signal < HARD_TO_LEARN
     assert [warning.split(":")[0] for warning in calm.warnings] == ["Declared a public benchmark"]
@@ -161,7 +162,7 @@ def test_the_table_shows_every_number(raw: dict[str, Any]) -> None:
         f"{made.trainable_parameters:,} of {made.total_parameters:,}",
         f"{made.noise_to_signal:.2f} = sigma sqrt(P) / L",
         "fine-tuning here",
-        "! Noise-to-signal",
+        "Do not expect this to learn: noise-to-signal",
     ):
         assert part in text, part
     assert "fine-tuning here" not in shown(forecast(raw))

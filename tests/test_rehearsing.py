@@ -151,7 +151,7 @@ def test_a_rehearsal_spends_nothing_of_the_private_budget(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dpldm.evaluation.evaluate._extractor", lambda config: Means())
+    monkeypatch.setattr("dpldm.evaluation.evaluate.extractor_of", lambda config: Means())
     test = stand_in_set(tmp_path / "larger", count=120)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))

@@ -29,6 +29,7 @@ from dpldm.verifying import verify
 
 COMMON = {"README.md", "privacy.json"}
 MODEL = {
+    "model/README.md",
     "model/model_index.json",
     "model/backbone.json",
     "model/vae/config.json",
@@ -329,9 +330,9 @@ def test_without_its_ledger_a_run_is_not_released(finished_copy: RunConfig) -> N
 
 
 def test_the_card_states_the_guarantee_rounded_up(finished_copy: RunConfig) -> None:
-    target = release(finished_copy)
+    target = release(finished_copy, "both")
     epsilon = statement_of(target)["guarantee"]["epsilon"]
-    for card in ("README.md", "synthetic/README.md"):
+    for card in ("README.md", "synthetic/README.md", "model/README.md"):
         text = (target / card).read_text()
         shown = float(re.search(r"\(([\d.]+), 0\.001\)-differentially private", text).group(1))
         assert epsilon <= shown < epsilon + 0.01 + 1e-9
@@ -340,7 +341,7 @@ def test_the_card_states_the_guarantee_rounded_up(finished_copy: RunConfig) -> N
 
 
 def test_the_data_card_counts_what_is_there(finished: RunConfig) -> None:
-    from dpldm.report.card import synthetic_card
+    from dpldm.report.hub import synthetic_card
 
     statement = privacy_statement(finished)
     assert "* 24 images, 16 x 16, classes: dark, light" in synthetic_card(finished, statement)

@@ -56,6 +56,8 @@ def test_both_editions_are_where_they_belong(released: Run, capsys: Capture) -> 
     assert main(["report", str(released.directory)]) == 0
     shown = capsys.readouterr().out
     assert str(released.release / "report.html") in shown
+    assert (released.directory / "registry-draft.yaml").is_file()
+    assert not list(released.release.rglob("registry*"))
     assert "987.6" not in shown
     for folder, mode, edition in ((released.release, 0o644, "release"), (released.private, 0o600, "internal")):
         for name in FILES:

@@ -322,6 +322,15 @@ def frozen_weight(directory: Path) -> None:
     (directory / UNET).write_bytes(bytes(data))
 
 
+def without_card(directory: Path) -> None:
+    (directory / "model" / "backbone.json").unlink()
+
+
+def other_weights_without_card(directory: Path) -> None:
+    frozen_weight(directory)
+    without_card(directory)
+
+
 def tensors(change: Callable[[dict[str, torch.Tensor]], Any], metadata: dict[str, str] | None = None) -> Change:
     def apply(directory: Path) -> None:
         loaded = load_file(directory / UNET)
@@ -410,6 +419,8 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
         WRONG,
     ),
     "tuned weights without their debt": ("model", edited("model/backbone.json", lambda c: c.pop("tuned")), WRONG),
+    "tuned weights without their card": ("model", without_card, WRONG),
+    "other frozen weights without a card": ("both", other_weights_without_card, WRONG),
     # the ledger
     "no ledger": ("data", statement(lambda s: s.pop("ledger")), REFUSED),
     "no head of the ledger": ("data", statement(lambda s: s["ledger"].pop("head")), REFUSED),
@@ -498,6 +509,7 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
         TAINTED,
     ),
     # texts
+    "a model card with another epsilon": ("both", text("model/README.md", "(0.50, 0.001)", "(0.05, 0.001)"), WRONG),
     "a path in a card": ("data", appended("README.md", b"\nmade from /home/jane/patients\n"), TAINTED),
     "the internal report": ("both", internal_report, TAINTED),
     "a script in a report": ("both", text("report.html", "<main>", "<main><script>fetch('//x')</script>"), TAINTED),

@@ -1,9 +1,9 @@
 """`clean`: remove the private caches of a run once its release is made.
 
-Latents, and the features of a baseline, are copies of the private images, and can be made again from them. Tuned
-weights were paid for and cannot be: they go only if the release holds them too, or by force. What is left of a
-selection goes too: it tells how many trials there were. Never removed here: the ledger (what was spent stays spent),
-the release, and the records that the holder may need to answer for the run.
+Latents, and the features of a baseline, are copies of the private images, and can be made again from them; so is the
+picture of pairs that `memorisation` makes. Tuned weights were paid for and cannot be: they go only if the release holds
+them too, or by force. What is left of a selection goes too: it tells how many trials there were. Never removed here: the
+ledger (what was spent stays spent), the release, and the records that the holder may need to answer for the run.
 """
 
 import shutil
@@ -44,7 +44,8 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
             )
         require_intact(run.release)
     weights, kept = run.checkpoint, list[tuple[Path, str]]()
-    caches = [path for name in ENCODED for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left of one
+    caches = [run.pairs]
+    caches += [path for name in ENCODED for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left of one
     if force or (run.release / "model").is_dir():
         caches.append(weights)
     elif weights.exists():

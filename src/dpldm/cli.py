@@ -33,6 +33,9 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command("dpldm.commands.run", "tune the backbone on private images with DP-SGD; resumes"),
     "sample": Command("dpldm.commands.run", "draw synthetic images from the tuned model; resumes"),
     "evaluate": Command("dpldm.commands.run", "measure synthetic images against real test images (internal)"),
+    "memorisation": Command(
+        "dpldm.commands.memorisation", "whether synthetic images keep to the images that were trained on (internal)"
+    ),
     "baseline": Command(
         "dpldm.commands.baseline", "what to compare with: a DP-SGD classifier, or (published images) no privacy"
     ),
@@ -40,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "dpldm.commands.report", "a release as a page to read and to print, and an internal one beside it"
     ),
+    "app": Command("dpldm.commands.app", "look at a release in a browser: its images, or new ones from its model"),
     "clean": Command("dpldm.commands.clean", "remove a released run's private caches: encoded images, tuned weights"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
     "audit": Command(

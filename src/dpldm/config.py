@@ -381,6 +381,9 @@ class RunConfig(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the run's folder."""
+    licence: str = Field("unknown", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
+    """Licence under which the release is to be published, as data hubs write it (cc-by-4.0, apache-2.0, other). unknown
+    says that you have not decided, so that nobody may use it yet."""
     data: DataConfig
     backbone: str = "grey32"
     """A bundled backbone, a directory made by `dpldm pretrain`, or a diffusers pipeline (a directory, or a name on the

@@ -3,8 +3,9 @@
 import math
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.choices import attention_modules
 from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
+from dpldm.outlook import Outlook, outlook
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SystemEntropy
@@ -26,9 +28,6 @@ from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws, 
 
 IMAGES_OF_A_PERSON = (2, 5, 10)
 """For so many images of one person `plan` shows what epsilon for one image is worth."""
-
-HARD_TO_LEARN = 3.0
-"""Noise-to-signal (`Forecast.noise_to_signal`) above which `plan` warns: a guess, not yet measured on proxies."""
 
 FILLED_CELLS = 20
 """Public classes that hold most of a class, a guess. With 6,000 images a class and noise 10, each of ten letters or
@@ -57,7 +56,14 @@ class Forecast:
     """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have."""
     seconds: float | None  # fine-tuning, on this machine, on average over the number of trials; None if not timed
     memory_bytes: int  # weights, gradients, Adam, average and one physical pass, roughly
+    outlook: Outlook  # whether plans like it learnt
     warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        paid = self.plan if self.selection is None else self.selection
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "selection", "outlook")}
+        return {"constants": paid.constants(), **shown, "outlook": asdict(self.outlook)}
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,8 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         noise_to_signal=ratio,
         seconds=None if per_example is None else per_example * examples,
         memory_bytes=4 * (total + 6 * tuned) + activations,
-        warnings=_warnings(config, constants, ratio),
+        outlook=_outlook(config, constants, ratio),
+        warnings=_warnings(config, constants),
     )
 
 
@@ -170,18 +177,27 @@ def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tune
         return (time.perf_counter() - start) / size, bytes_saved
 
 
-def _warnings(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> list[str]:
+def _outlook(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> Outlook:
+    return outlook(
+        constants.records,
+        noise_to_signal,
+        starts_from_means(config),
+        len(config.data.labels),
+        public_classes=config.privacy.public_classes_noise is not None,
+    )
+
+
+def starts_from_means(config: RunConfig) -> bool:
+    """Whether tuning starts from noised class means."""
+    return config.optimizer.warm_start_steps > 0
+
+
+def _warnings(config: RunConfig, constants: PrivacyPlan) -> list[str]:
     found = []
     if config.data.group_column and constants.unit == "image":
         found.append(
             "The guarantee is per image: a person with several images is protected much less than epsilon says. "
             "Set privacy.unit: group to protect all images of a group together."
-        )
-    if noise_to_signal > HARD_TO_LEARN:
-        found.append(
-            f"Noise-to-signal {noise_to_signal:.1f} is above {HARD_TO_LEARN:g}: do not expect this run to learn much. "
-            "What helps: more records, a larger expected_batch_size, a larger epsilon, or a smaller trainable set "
-            "(trainable: condition)."
         )
     per_class = constants.records / max(1, len(config.data.labels))
     if (noise := config.privacy.histogram_noise) is not None:

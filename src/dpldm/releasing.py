@@ -22,7 +22,9 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import kind_of, load_backbone, read_card, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.selection import trial_of
-from dpldm.report.card import release_card, synthetic_card
+from dpldm.progress import OnProgress, unseen
+from dpldm.report.card import release_card
+from dpldm.report.hub import model_card, synthetic_card
 from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
@@ -32,7 +34,7 @@ from dpldm.tuned import Finished, finished, ledger_entries, tuned_network
 What = Literal["data", "model", "both"]
 
 
-def release(config: RunConfig, what: What = "data") -> Path:
+def release(config: RunConfig, what: What = "data", on_progress: OnProgress = unseen) -> Path:
     """Write the release directory of a finished run and return it.
 
     Raises:
@@ -48,13 +50,23 @@ def release(config: RunConfig, what: What = "data") -> Path:
         names, card = config.data.labels, synthetic_card(config, statement)
         if prompts := prompts_of(config):
             statement["declared_constants"]["prompts"] = prompts
-        export_images(partial / "synthetic", synthetic.images, synthetic.labels, names, card=card, prompts=prompts)
+        export_images(
+            partial / "synthetic",
+            synthetic.images,
+            synthetic.labels,
+            names,
+            card=card,
+            prompts=prompts,
+            on_progress=on_progress,
+        )
         export_npz(partial / "synthetic.npz", synthetic.images, synthetic.labels)
     if what in ("model", "both"):
         backbone = load_backbone(config.backbone)
         tuned = replace(backbone, name=f"{backbone.name}-{config.name}", denoiser=tuned_network(config, backbone))
         debt = {key: statement["guarantee"][key] for key in ("epsilon", "delta", "unit", "adjacency")}
         tuned.save(partial / "model", debt | {"dataset_id": config.privacy.dataset_id}, config.data.labels)
+        card = model_card(config, statement, backbone.index["_class_name"], backbone.family.told)
+        (partial / "model" / "README.md").write_text(card, encoding="utf-8")
     (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}

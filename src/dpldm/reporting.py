@@ -2,6 +2,7 @@
 
     release/report.html, report.json   may leave; hashed in privacy.json like every file of the release
     private/report.html, report.json   INTERNAL: also what was measured on private images
+    registry-draft.yaml                a draft for the registry of deployments, to be filled in; no part of the release
 
 Both are made from a release that `verify` accepts, never from what a run's config claims.
 """
@@ -21,6 +22,7 @@ from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.report.charts import require_matplotlib
 from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.page import page
+from dpldm.report.registry import registry_draft
 from dpldm.report.samples import load_samples
 from dpldm.report.wording import trial_constants
 from dpldm.run import Run
@@ -37,10 +39,11 @@ class Reports:
 
     release: Path
     internal: Path
+    registry: Path
 
 
 def report(directory: Path) -> Reports:
-    """Write both editions for a run's folder; earlier ones are replaced.
+    """Write both editions for a run's folder, and the draft for the registry; earlier ones are replaced.
 
     Args:
         directory: runs/NAME of a run that was released.
@@ -66,7 +69,9 @@ def report(directory: Path) -> Reports:
     for name, payload in made[Edition.INTERNAL].items():
         replace_file(run.private / name, payload)
     _put(run.release, statement, made[Edition.RELEASE])
-    return Reports(run.release / FILES[0], run.private / FILES[0])
+    draft = run.directory / "registry-draft.yaml"
+    replace_file(draft, registry_draft(statement).encode(), mode=0o644)
+    return Reports(run.release / FILES[0], run.private / FILES[0], draft)
 
 
 def run_at(directory: Path) -> Run:
@@ -142,6 +147,7 @@ def _recorded(run: Run, statement: Mapping[str, Any]) -> Recorded:
         audit=audit if of_this_plan else None,
         backbone=_backbone(run),
         evaluation=_json(run.private / "evaluation.json"),
+        memorisation=_json(run.private / "memorisation.json"),
         durations=[json.loads(line) for line in lines],
         ledger=ledger,
     )

@@ -74,6 +74,11 @@ class Run:
         return self.private / "latents.safetensors"
 
     @property
+    def pairs(self) -> Path:
+        """Picture of synthetic images beside the private ones that they are closest to."""
+        return self.private / "memorisation.png"
+
+    @property
     def synthetic(self) -> Path:
         """Drawn images, one file per batch."""
         return self.directory / "synthetic"

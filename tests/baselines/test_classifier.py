@@ -255,7 +255,7 @@ def test_a_published_set_is_no_secret(config: RunConfig, tmp_path: Path, capsys:
     assert main(["baseline", "classifier", "--config", str(path)]) == 0
     text = capsys.readouterr().out
     assert "baseline classifier (public benchmark)" in text
-    assert "classifier, update 3/3" in text
+    assert "baseline classifier 3/3  classifier, update" in text
     assert (
         main(["baseline", "classifier", "--config", str(path), "--name", "b", "--privacy.public_benchmark=false"]) == 2
     )

@@ -25,7 +25,7 @@ from tiny_runs import ASKED, Means, write_images
 
 @pytest.fixture(autouse=True)
 def cheap_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_extractor", lambda config: Means())
+    monkeypatch.setattr(evaluation, "extractor_of", lambda config: Means())
 
 
 @pytest.fixture

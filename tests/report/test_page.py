@@ -37,7 +37,15 @@ AUDIT = {
     "violated": False,
     "parts": [{"name": "sampling", "violated": False, "shown": ["2,000 batches"], "ceiling": "a wrong rate", "x": 1}],
 }
-RECORDED = Recorded(audit=AUDIT, evaluation=EVALUATION, durations=[{"stage": "finetune", "seconds": 987.6}])
+NEAR = {"share": 0.6125, "ratio": 0.987, "real": 10, "p_value": 0.0004}
+COPIES = {"found": 3, "synthetic": 24, "trained": 40, "threshold": 0.5, "share_at_most": 0.25, "p_value": 0.02}
+KEPT = {"status": "INTERNAL", "alarm": True, "nearness": NEAR, "copies": COPIES, "extractor": "means"}
+RECORDED = Recorded(
+    audit=AUDIT,
+    evaluation=EVALUATION,
+    memorisation=KEPT,
+    durations=[{"stage": "finetune", "seconds": 987.6}],
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +92,16 @@ def test_only_the_internal_edition_holds_what_was_measured(
     assert "70.0 %" in told
     assert "KID (means) 1.5 0.25" in told
     assert "finetune 16 min" in told
+    assert "keep closer to training images than chance explains" in told
+    assert re.search(r"nearer to a training image than to a held-out one 61\.\d % of 24 50 % 0\.0004", told)
+    assert "3, at most 25 % (95 %)" in told
     assert MARK in told
     release = report_of(statement, Edition.RELEASE, RECORDED)
     assert report_of(statement, Edition.RELEASE, Recorded(audit=AUDIT)) == release, "nothing else is looked at"
     assert page(release, []) == page(json.loads(json.dumps(release)), [])
     assert private_key(release) is None
     for text in (json.dumps(release), words(pages[Edition.RELEASE])):
-        assert not re.search(r"INTERNAL|70\.0 %|0\.65|KID|987\.6|16 min|accuracy", text)
+        assert not re.search(r"INTERNAL|70\.0 %|0\.65|KID|987\.6|16 min|accuracy|emorisation|0\.987", text)
 
 
 def test_what_is_not_there_is_left_out(statement: dict[str, Any]) -> None:
@@ -99,6 +110,10 @@ def test_what_is_not_there_is_left_out(statement: dict[str, Any]) -> None:
     assert "No audit of this plan was recorded" in text
     assert "No evaluation was recorded" in text
     assert "<h3>Cost</h3>" not in text
+    assert "dpldm memorisation RUN" in text
+    calm = RECORDED.memorisation | {"alarm": False}  # type: ignore[operator]
+    text = page(report_of(statement, Edition.INTERNAL, Recorded(memorisation=calm)), [])
+    assert "No more was found than chance explains. That proves nothing" in text
 
 
 @pytest.mark.parametrize(("epsilon", "word"), [(0.5, "strong"), (1.0, "strong"), (3.0, "moderate"), (10.0, "weak")])

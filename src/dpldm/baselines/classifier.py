@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpldm.baselines.result import Baseline, OnProgress, require_classes, run_of, unseen
+from dpldm.baselines.result import Baseline, require_classes, run_of
 from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.latents import PrivateLatents, private_encodings
 from dpldm.device import chosen_device
 from dpldm.errors import MissingExtra, UserError
 from dpldm.evaluation.evaluate import real_test_images
-from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor
+from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor, scaled
 from dpldm.evaluation.utility import score
 from dpldm.models.autoencoder import Posterior
 from dpldm.models.backbone import load_backbone
@@ -33,6 +33,7 @@ from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import BudgetExhausted, Ledger, LedgerError, open_ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import FinetuneStep, Learner, check_fit, register, resume, shown
@@ -156,12 +157,6 @@ def public_features(config: RunConfig) -> FeatureExtractor:
         backbone = load_backbone(config.backbone, device)
         check_fit(config, backbone)
         return EncoderMeans(backbone, config.data.image_size)
-
-
-def scaled(features: NDArray[np.float32]) -> Tensor:
-    """Feature vectors (N, d), each less its own mean and at norm 1: no number here comes from another image."""
-    rows = torch.from_numpy(features)
-    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
 
 
 def digest_of(extractor: str) -> str:

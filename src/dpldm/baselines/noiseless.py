@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from dpldm.baselines.result import Baseline, OnProgress, folder_of, require_classes, require_published, run_of, unseen
+from dpldm.baselines.result import Baseline, folder_of, require_classes, require_published, run_of
 from dpldm.config import RunConfig, SamplingConfig
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
@@ -18,6 +18,7 @@ from dpldm.privacy.ledger import LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import shares_within_classes
 from dpldm.privacy.questions import ClassHistogram, PublicClassHistogram
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, plan_of
 from dpldm.sampling import all_drawn, draw_all, steered
 from dpldm.sheet import save_contact_sheet

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from dpldm.baselines.result import Baseline, OnProgress, require_classes, require_published, unseen
+from dpldm.baselines.result import Baseline, require_classes, require_published
 from dpldm.config import RunConfig
 from dpldm.data.ingest import ingest
 from dpldm.data.latents import preprocessing_of, private_source
 from dpldm.device import chosen_device
 from dpldm.evaluation.evaluate import protocol_of, real_test_images
 from dpldm.evaluation.utility import Protocol, train_on_synthetic
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run
 
 

@@ -1,7 +1,7 @@
 """What a baseline found, and who may see it. Only published images may be used without privacy."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,6 @@ from dpldm.evaluation.utility import Score
 from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
-
-OnProgress = Callable[[str, int, int], None]
-"""(stage, done, total), functions of the settings alone."""
-
-
-def unseen(stage: str, done: int, total: int) -> None:
-    """Nobody follows."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +30,14 @@ class Baseline:
         """Whether it may be shown."""
         return "public benchmark" if self.public else "INTERNAL: reads private images, do not publish"
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, headed by their status."""
+        return {"status": self.status, **asdict(self)}
+
     def keep(self, config: RunConfig) -> Path:
         """Write `private/baselines/KIND.json`, and return its place."""
         path = folder_of(config) / f"{self.kind}.json"
-        replace_file(path, json.dumps({"status": self.status, **asdict(self)}, indent=2).encode())
+        replace_file(path, json.dumps(self.to_json(), indent=2).encode())
         return path
 
 

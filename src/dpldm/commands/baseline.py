@@ -2,12 +2,11 @@
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from dpldm.commands.run import crashes_kept_inside, note_duration, overrides, use_threads
 from dpldm.config import RunConfig
-from dpldm.console import LINES, out
+from dpldm.console import add_manners, conclude, following_stages, manners, out
 from dpldm.loading import load_config
 
 EPILOG = """classifier  a linear classifier on public features, trained with DP-SGD on the real images; resumes.
@@ -30,13 +29,20 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         metavar="DIR",
         help="on public images in place of private ones: a labelled public set (held-out letters)",
     )
+    add_manners(parser)
     parser.epilog = EPILOG
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
     use_threads(config)
+    with manners(given):
+        return _run(config, given)
+
+
+def _run(config: RunConfig, given: argparse.Namespace) -> int:
     from dpldm.baselines.classifier import classifier
     from dpldm.baselines.noiseless import noiseless
     from dpldm.baselines.real import real
+    from dpldm.baselines.result import folder_of
     from dpldm.report.baseline import baseline_table
 
     if given.stand_in is not None:
@@ -46,22 +52,11 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         out.print(f"Rehearsal on public images: run {config.name!r}.")
     found = {"classifier": classifier, "real": real, "noiseless": noiseless}[given.kind]
     start = time.monotonic()
-    with crashes_kept_inside(config):
-        result = found(config, _lines())
+    # Numbers alone decide what is shown, never a time: see `console.following`.
+    with crashes_kept_inside(config), following_stages(f"baseline {given.kind}", timed=False) as on_progress:
+        result = found(config, on_progress)
     note_duration(config, f"baseline {given.kind}", time.monotonic() - start)
     out.print(baseline_table(result))
+    place = "figures" if result.public else "INTERNAL figures"
+    conclude(given, result.to_json(), {place: folder_of(config) / f"{given.kind}.json"}, ())
     return 0
-
-
-def _lines() -> Callable[[str, int, int], None]:
-    """A line at every twentieth part of a stage: numbers alone decide, no time is shown (see `console.follow`)."""
-    last: tuple[str, int] | None = None
-
-    def show(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        part = (stage, done * LINES // total)
-        if part != last:
-            out.print(f"{stage} {done}/{total}")
-        last = part
-
-    return show

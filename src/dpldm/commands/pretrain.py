@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dpldm.config import BackboneRecipe
-from dpldm.console import follow, out
+from dpldm.console import add_manners, conclude, follow, manners, out
 from dpldm.loading import load_config
 
 
@@ -15,16 +15,20 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
 
 def _pretrain(parser: argparse.ArgumentParser, words: list[str]) -> int:
     parser.add_argument("--recipe", type=Path, required=True, help="YAML like recipes/grey32.yaml")
-    recipe = load_config(BackboneRecipe, parser.parse_args(words).recipe)
+    add_manners(parser)
+    given = parser.parse_args(words)
+    recipe = load_config(BackboneRecipe, given.recipe)
     from dpldm.train.pretrain import PretrainStep, pretrain
 
     def describe(step: PretrainStep) -> tuple[int, int, str]:
         return step.number, step.steps, f"{step.stage}, loss {step.loss:.4f}"
 
-    follow(pretrain(recipe), "pretrain", describe)
-    grid = recipe.output.with_name(recipe.output.name + ".work") / "samples.png"
-    _draw(str(recipe.output), grid)
-    out.print(f"The backbone is in {recipe.output}: use it with  backbone: {recipe.output}\nsamples: {grid}")
+    with manners(given):
+        follow(pretrain(recipe), "pretrain", describe)
+        grid = recipe.output.with_name(recipe.output.name + ".work") / "samples.png"
+        _draw(str(recipe.output), grid)
+        then = [f"dpldm run --config FILE --backbone {recipe.output}"]
+        conclude(given, {"backbone": recipe.name}, {"backbone": recipe.output, "samples": grid}, then)
     return 0
 
 

@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from dpldm.console import out
+from dpldm.console import add_manners, conclude, following_stages, manners, out
 from dpldm.data.bundled import write_digits
 from dpldm.data.public.collection import require_place
 from dpldm.data.public.folder import make_from_folder
 from dpldm.data.public.glyphs import make_glyphs
 from dpldm.data.public.icons import make_icons
+from dpldm.progress import OnProgress
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -37,10 +38,17 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     digits = kinds.add_parser("digits", help="write the 5,000 bundled handwritten digits as folders")
     for kind in (glyphs, icons, folder, digits):
         kind.add_argument("--output", type=Path, required=True, help="folder to write")
+        add_manners(kind)
     given = parser.parse_args(words)
+    with manners(given), following_stages(f"public {given.kind}") as on_progress:
+        return _make(given, on_progress)
+
+
+def _make(given: argparse.Namespace, on_progress: OnProgress) -> int:
     if given.kind == "digits":
         private, test = write_digits(given.output)
         out.print(f"4,000 digits in {private}, 1,000 in {test}.")
+        conclude(given, {"images": 5000}, {"private": private, "test": test}, ())
         return 0
     require_place(given.output)
     if given.kind == "glyphs":
@@ -51,6 +59,7 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
             seed=given.seed,
             held_out_fraction=given.hold_out,
             only_held_out=given.only_held_out,
+            on_progress=on_progress,
         )
     elif given.kind == "folder":
         made = make_from_folder(
@@ -68,10 +77,12 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
             count=given.count,
             seed=given.seed,
             shaded_fraction=given.shaded,
+            on_progress=on_progress,
         )
     made.save(given.output)
-    sheets = " and ".join(path.name for path in sorted(given.output.glob("*-sheet.png")))
     dropped = ", ".join(f"{number:,} {reason}" for reason, number in made.provenance.get("dropped", {}).items())
     left_out = f" (left out: {dropped})" if dropped else ""
-    out.print(f"{len(made):,} images in {given.output}{left_out}; look at {sheets} there.")
+    out.print(f"{len(made):,} images in {given.output}{left_out}; look at the sheets before you use them.")
+    sheets = {path.stem.replace("-", " "): path for path in sorted(given.output.glob("*-sheet.png"))}
+    conclude(given, {"images": len(made)}, {"folder": given.output} | sheets, ())
     return 0

@@ -17,4 +17,5 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     reports = report(given.run)
     print(f"may leave, part of the release:  {reports.release}")
     print(f"INTERNAL, do not publish:        {reports.internal}")
+    print(f"draft for the OpenDP registry:   {reports.registry}  (fill it in first)")
     return 0

@@ -5,14 +5,23 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from dpldm.config import RunConfig
-from dpldm.console import duration, follow, out
+from dpldm.console import add_manners, conclude, duration, follow, following, manners, out
 from dpldm.errors import UserError
 from dpldm.loading import load_config, settings
+
+if TYPE_CHECKING:
+    from dpldm.evaluation.utility import UtilityResult
+
+Facts = Mapping[str, Any] | None
+"""What a stage found that a program may want to know; public, but for what somebody asked for."""
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -28,22 +37,55 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
+    add_manners(parser)
     parser.set_defaults(command=name, choices=False)
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
     use_threads(config)
-    if name == "rehearse":
+    with manners(given):
+        return _run(config, given)
+
+
+def _run(config: RunConfig, given: argparse.Namespace) -> int:
+    facts: dict[str, Any] = {"command": given.command}
+    if given.command == "rehearse":
         from dpldm.rehearsing import rehearsal
 
         config = rehearsal(config, given.stand_in)
         out.print(f"Rehearsal on public images: run {config.name!r}.")
-    for stage in _STAGES[name]:
+    for stage in _STAGES[given.command]:
         start = time.monotonic()
         with crashes_kept_inside(config):
-            stage(config, given)
+            facts |= stage(config, given) or {}
         note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
+    _conclude(config, given, facts)
     return 0
+
+
+def _conclude(config: RunConfig, given: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """Where things are now, and what comes next. That a file exists tells nothing of an image."""
+    from dpldm.run import Run
+
+    run = Run(config)
+    known = {
+        "contact sheet": run.directory / "contact-sheet.png",
+        "release": run.release,
+        "INTERNAL": run.private,
+    }
+    places = {name: place for name, place in known.items() if place.exists()}
+    line = f"--config {quote(str(given.config))}"
+    if given.command == "rehearse":
+        then = [f"dpldm run {line}"]
+    elif given.command == "plan":
+        then = [f"dpldm rehearse {line}"]
+    elif run.release.exists():
+        directory, release = quote(str(run.directory)), quote(str(run.release))
+        then = [f"dpldm report {directory}", f"dpldm verify {release}", f"dpldm app {release}"]
+    else:
+        done = [run.checkpoint.exists(), run.synthetic.exists()]
+        then = [f"dpldm {('finetune', 'sample', 'release')[sum(done)]} {line}"]
+    conclude(given, {"run": config.name, **facts}, places, then)
 
 
 @contextmanager
@@ -121,19 +163,20 @@ def use_threads(config: RunConfig) -> None:
         torch.set_num_threads(config.runtime.threads)
 
 
-def _plan(config: RunConfig, given: argparse.Namespace) -> None:
+def _plan(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.planning import choices, plan
     from dpldm.report.forecast import choices_table, forecast_table
 
-    out.print(forecast_table(plan(config)))
+    made = plan(config)
+    out.print(forecast_table(made))
     if given.choices:
         out.print(choices_table(choices(config), config.trainable))
+    return {"plan": made.to_json()}
 
 
-def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
+def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
     if config.selection.learning_rates:
-        _select(config)
-        return
+        return _select(config)
     from dpldm.planning import plan
     from dpldm.report.wording import upper
     from dpldm.run import plan_of
@@ -154,9 +197,10 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> None:
         out.print(f"finetune: done; the release states epsilon {stated}, which pays for the reserve too")
     elif last.ended_early:
         out.print(f"The reserve of attempts is used up: the run ends after {last.number} of {last.steps} updates.")
+    return None
 
 
-def _select(config: RunConfig) -> None:
+def _select(config: RunConfig) -> Facts:
     from dpldm.report.wording import upper
     from dpldm.train.selecting import select
 
@@ -166,9 +210,10 @@ def _select(config: RunConfig) -> None:
         f"select: done, learning rate {chosen.learning_rate:g} was kept; the release states epsilon "
         f"{upper(chosen.epsilon)}"
     )
+    return None
 
 
-def _sample(config: RunConfig, given: argparse.Namespace) -> None:
+def _sample(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.run import Run
     from dpldm.sampling import SampleStep, load_synthetic, sample
     from dpldm.sheet import save_contact_sheet
@@ -178,47 +223,66 @@ def _sample(config: RunConfig, given: argparse.Namespace) -> None:
 
     follow(sample(config), "sample", describe)
     drawn = load_synthetic(config)
-    sheet = Run(config).directory / "contact-sheet.png"
-    save_contact_sheet(sheet, drawn.images, drawn.labels)
-    out.print(f"contact sheet: {sheet}")
+    save_contact_sheet(Run(config).directory / "contact-sheet.png", drawn.images, drawn.labels)
+    return {"images": len(drawn.images)}
 
 
-def _evaluate(config: RunConfig, given: argparse.Namespace) -> None:
+def _evaluate(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.evaluation.evaluate import evaluate
     from dpldm.report.forecast import evaluation_table
     from dpldm.run import Run
 
-    status = out.status("evaluate: extracting features")
-    with status:
-        result = evaluate(config, lambda kind, seed, done, total: status.update(f"evaluate: {kind} {done}/{total}"))
-    if result.public_benchmark or given.command == "evaluate":
-        out.print(evaluation_table(result))
-    else:  # the console of a run is outside: what reads private images is shown only to who asks for it
+    # The console of a run is outside: what reads private images is shown only to who asks for it.
+    shown = config.privacy.public_benchmark or given.command == "evaluate"
+    with following("evaluate", timed=shown) as show:
+        result = evaluate(config, lambda kind, seed, done, total: show(done, total, f"epochs of {kind}, seed {seed}"))
+    if not shown:
         out.print(f"evaluation: INTERNAL, see {Run(config).private / 'evaluation.json'} or run `dpldm evaluate`")
+        return None
+    out.print(evaluation_table(result))
+    facts: dict[str, Any] = {"evaluation": result.to_json()}
+    if given.command == "rehearse" and result.utility is not None:
+        facts["outlook"] = _show_outlook(config, result.utility)
+    return facts
 
 
-def _check_evaluation(config: RunConfig, given: argparse.Namespace) -> None:
+def _show_outlook(config: RunConfig, utility: "UtilityResult") -> dict[str, Any]:
+    """What a rehearsal says of the plan."""
+    from dpldm.outlook import of_rehearsal
+    from dpldm.planning import starts_from_means
+    from dpldm.report.forecast import outlook_lines
+
+    accuracy, classes = utility.scores["cnn"].mean, len(config.data.labels)
+    found = of_rehearsal(accuracy, starts_from_means(config), classes)
+    out.print(outlook_lines(found))
+    return asdict(found)
+
+
+def _check_evaluation(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.evaluation.evaluate import check_evaluation
 
     if config.data.test_path is not None:
         check_evaluation(config)
+    return None
 
 
-def _evaluate_if_possible(config: RunConfig, given: argparse.Namespace) -> None:
-    if config.data.test_path is None:
-        out.print("No data.test_path: evaluation is left out.")
-    else:
-        _evaluate(config, given)
+def _evaluate_if_possible(config: RunConfig, given: argparse.Namespace) -> Facts:
+    if config.data.test_path is not None:
+        return _evaluate(config, given)
+    out.print("No data.test_path: evaluation is left out.")
+    return None
 
 
-def _release(config: RunConfig, given: argparse.Namespace) -> None:
+def _release(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.releasing import release
+    from dpldm.verifying import read_statement
 
-    target = release(config, given.what)
-    out.print(f"release: {target}  (check it with  dpldm verify {target})")
+    with following("release") as show:
+        target = release(config, given.what, lambda stage, done, total: show(done, total, stage))
+    return {"guarantee": read_statement(target)["guarantee"]}
 
 
-Stage = Callable[[RunConfig, argparse.Namespace], None]
+Stage = Callable[[RunConfig, argparse.Namespace], Facts]
 _STAGES: dict[str, tuple[Stage, ...]] = {
     "plan": (_plan,),
     "finetune": (_finetune,),

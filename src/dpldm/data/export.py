@@ -13,6 +13,7 @@ from PIL import Image
 from dpldm.data.decode import Unreadable, decode, read_file
 from dpldm.data.names import folder_names, spreadsheet_safe
 from dpldm.errors import UserError
+from dpldm.progress import OnProgress, unseen
 
 
 def export_images(
@@ -23,6 +24,7 @@ def export_images(
     *,
     card: str,
     prompts: Sequence[str] = (),
+    on_progress: OnProgress = unseen,
 ) -> None:
     """Writes `<class>/<000000>.png`, `metadata.csv` (file_name, label or text) and `README.md`.
 
@@ -53,9 +55,10 @@ def export_images(
     _refuse_foreign_images(directory, set(names))
     for folder in folders or [""]:
         (directory / folder).mkdir(parents=True, exist_ok=True)
-    for name, image in zip(names, images, strict=True):
+    for done, (name, image) in enumerate(zip(names, images, strict=True), 1):
         if not _holds(directory, name, image):
             _replace(directory / name, _png(image))
+        on_progress("images", done, len(names))
     _replace(directory / "metadata.csv", _metadata(names, labels, label_names, prompts).encode())
     _replace(directory / "README.md", card.encode())
 

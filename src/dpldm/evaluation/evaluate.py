@@ -7,6 +7,7 @@ folder, marked INTERNAL, and a release never reads them.
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def check_evaluation(config: RunConfig) -> None:
         UserError: there are no readable test images, no extractor, or too few synthetic images for the protocol.
     """
     real_test_images(config)
-    _extractor(config)
+    extractor_of(config)
     count = len(planned_labels(config.sampling, len(config.data.labels)))
     protocol = protocol_of(config, count)
     if config.data.labels and count < protocol.images:
@@ -109,11 +110,20 @@ def real_test_images(config: RunConfig) -> Ingested:
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    data = config.data
-    if data.test_path is None:
-        raise UserError("evaluate needs real test images that were not trained on: set data.test_path.")
-    source = open_source(data.test_path, label_column=data.label_column, group_column=data.group_column, split="test")
+    data, test_path = config.data, require_test_path(config)
+    source = open_source(test_path, label_column=data.label_column, group_column=data.group_column, split="test")
     return ingest(source, preprocessing_of(data), data.labels)
+
+
+def require_test_path(config: RunConfig) -> Path:
+    """Where the real test images are.
+
+    Raises:
+        UserError: the config does not say.
+    """
+    if config.data.test_path is None:
+        raise UserError("There are no real images that were not trained on to compare with: set data.test_path.")
+    return config.data.test_path
 
 
 def protocol_of(config: RunConfig, images: int) -> Protocol:
@@ -125,10 +135,15 @@ def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> li
     real = test.pixels[~test.null]
     # As many synthetic as real images, in a fixed random order: more would only cost time.
     order = np.random.default_rng(0).permutation(len(synthetic.images))[: max(len(real), 10)]
-    return measure(real, synthetic.images[order], _extractor(config))
+    return measure(real, synthetic.images[order], extractor_of(config))
 
 
-def _extractor(config: RunConfig) -> FeatureExtractor:
+def extractor_of(config: RunConfig) -> FeatureExtractor:
+    """The network through which distances see images.
+
+    Raises:
+        UserError: it is not installed, or its weights are not there.
+    """
     settings, device = config.evaluation, chosen_device(config.runtime.device)
     if settings.extractor == "efficientnet-lite0":
         return EfficientNetLite0(device=device)

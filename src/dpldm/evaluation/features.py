@@ -128,3 +128,9 @@ def _extract(
             x = batch.permute(0, 3, 1, 2).float().expand(-1, 3, -1, -1)
             features[start : start + batch_size] = embed(x).cpu().numpy()
     return features
+
+
+def scaled(features: Features) -> Tensor:
+    """Feature vectors (N, d), each less its own mean and at norm 1: no number here comes from another image."""
+    rows = torch.from_numpy(features)
+    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)

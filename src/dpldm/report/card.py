@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from dpldm.config import RunConfig
 from dpldm.report.wording import guarantee_sentence, is_selection, odds_sentence, trial_constants
 
@@ -16,17 +14,12 @@ WEB = re.compile(r"\bwww\.", re.IGNORECASE)
 def release_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """README.md of the release directory."""
     claim, plan = statement["guarantee"], trial_constants(statement["plan"])
-    benchmark = (
-        "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
-        if claim["public_benchmark"]
-        else ""
-    )
     return f"""# {plain(config.name)}
 
 This release is {guarantee_sentence(statement)}.
 
 {odds_sentence(claim["epsilon"], claim["unit"])}
-{benchmark}
+{benchmark_note(statement)}
 | | |
 |---|---|
 | mechanism | {statement["mechanism"]} |
@@ -46,26 +39,32 @@ compared.
 """
 
 
-def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
-    """Data card of the synthetic images, with the metadata block that data hubs read."""
-    header = {"tags": ["synthetic", "differential-privacy", "dp-sgd"], "pretty_name": config.name}
-    labels = ", ".join(plain(name) for name in config.data.labels) or "none (unconditional)"
-    sampling = config.sampling
-    count = sum(sampling.label_counts) if sampling.label_counts and config.data.labels else sampling.count
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
-# Synthetic images: {plain(config.name)}
+def benchmark_note(statement: Mapping[str, Any]) -> str:
+    """A paragraph where the training images are public already; else nothing."""
+    if not statement["guarantee"]["public_benchmark"]:
+        return ""
+    return (
+        "\n**The training images are a published benchmark.** The mechanism is the same, but nothing was protected.\n"
+    )
 
-Every image here was drawn from a generative model; none is a photograph of anyone or anything. The set is
-{guarantee_sentence(statement)}.
 
-* {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
-* drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
-* {_frequencies(config, trial_constants(statement["plan"]))}
+def handful_card(statement: Mapping[str, Any], what: str, asked: Mapping[str, Any]) -> str:
+    """README.md of some images that were taken out of a release, or drawn by its model.
 
-Limits: small classes and rare appearances are rendered worst; differential privacy does not remove bias from the
-data. Test any model trained on this set on real images before relying on it.
+    Args:
+        what: where they come from, in words.
+        asked: what was asked for.
+    """
+    how = ", ".join(f"{name} {plain(str(value))}" for name, value in asked.items() if value != "")
+    run, digest = trial_constants(statement["plan"])["run"], statement["plan_digest"]
+    return f"""# Synthetic images of {plain(run)}
+
+Some images of a release (plan `{digest}`), which is {guarantee_sentence(statement)}. That covers
+everything computed from the release, so these too. What proves it is the release itself: `dpldm verify` checks that,
+and no part of it alone.
+
+* {what.lower()}: {how}
+* none is a photograph of anyone or anything
 """
 
 
@@ -87,14 +86,6 @@ def _query_rows(plan: Mapping[str, Any]) -> str:
         f"attempts accounted 1 + {query['reserve']} |\n"
         for query in plan.get("queries", ())
     )
-
-
-def _frequencies(config: RunConfig, plan: Mapping[str, Any]) -> str:
-    """Where the frequencies of the classes come from."""
-    noised = any(query["kind"] == "class_histogram" for query in plan.get("queries", ()))
-    if noised and config.sampling.label_counts is None:
-        return "classes are as frequent as a noised histogram says, which is part of the guarantee above"
-    return "classes are equally frequent unless declared otherwise: their true frequencies were not used"
 
 
 def plain(text: str) -> str:

@@ -49,6 +49,7 @@ class Recorded:
 
     audit: Mapping[str, Any] | None = None  # what `dpldm audit --json` wrote, of this very plan or of its trials'
     evaluation: Mapping[str, Any] | None = None  # private/evaluation.json
+    memorisation: Mapping[str, Any] | None = None  # private/memorisation.json
     backbone: Mapping[str, Any] | None = None  # its card; public
     durations: Sequence[Mapping[str, Any]] = ()  # lines of private/timings.jsonl
     ledger: Sequence[Mapping[str, Any]] = ()  # all lines of the data set's ledger
@@ -275,6 +276,7 @@ def _internal(recorded: Recorded, plan: Plan) -> dict[str, Any]:
     return {
         "mark": MARK,
         "evaluation": None if recorded.evaluation is None else dict(recorded.evaluation),
+        "memorisation": None if recorded.memorisation is None else dict(recorded.memorisation),
         "durations": [{"stage": stage, "seconds": round(seconds, 1)} for stage, seconds in spent.items()],
         "ledger": _ledger(recorded.ledger, plan),
     }

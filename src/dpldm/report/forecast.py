@@ -6,6 +6,7 @@ from rich.text import Text
 
 from dpldm.console import duration
 from dpldm.evaluation.evaluate import Evaluation
+from dpldm.outlook import Outlook, Verdict
 from dpldm.planning import Choice, Forecast
 from dpldm.privacy.selection import SelectionPlan
 from dpldm.report.wording import upper
@@ -52,7 +53,15 @@ def forecast_table(forecast: Forecast) -> RenderableType:
             "fine-tuning here", f"{average}about {duration(forecast.seconds)}, {forecast.memory_bytes / 1e9:.1f} GB"
         )
     warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
-    return Group(table, *warnings)
+    return Group(table, outlook_lines(forecast.outlook), *warnings)
+
+
+def outlook_lines(outlook: Outlook) -> RenderableType:
+    """A verdict with its reason, and what could be done instead, a line each."""
+    verdict = f"{outlook.verdict[0].upper()}{outlook.verdict[1:]}: {outlook.reason}."
+    if outlook.verdict is not Verdict.NO:
+        return Text(verdict)
+    return Group(Text(verdict, style="bold yellow"), *(Text(f"  instead: {other}") for other in outlook.alternatives))
 
 
 def _add_selection(table: Table, selection: SelectionPlan) -> None:

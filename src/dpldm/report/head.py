@@ -24,17 +24,23 @@ ADDRESSES = frozenset(
 )
 
 
-def head(style: str) -> str:
-    """The beginning of a page with one style sheet, which is allowed by its hash.
+def policy(style: str, forms: str = "'none'") -> str:
+    """The policy of a page with one style sheet, which is allowed by its hash.
 
     Args:
         style: the text inside the page's style element, byte for byte.
+        forms: where its forms may go.
     """
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    sources = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:"
+    return f"{sources}; base-uri 'none'; form-action {forms}"
+
+
+def head(style: str, forms: str = "'none'") -> str:
+    """The beginning of a page under its `policy`."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(style, forms)}">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<style>{style}</style>\n"
     )

@@ -1,17 +1,14 @@
 """A report as one HTML file: templates filled with escaped text, charts and images inside, nothing loaded."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from dpldm.data.names import printable
 from dpldm.report import charts
+from dpldm.report.filling import environment, template_text
 from dpldm.report.head import head
 from dpldm.report.samples import ClassSamples
-from dpldm.report.wording import percent, upper
 
 
 def page(report: Mapping[str, Any], samples: Sequence[ClassSamples]) -> str:
@@ -24,26 +21,12 @@ def page(report: Mapping[str, Any], samples: Sequence[ClassSamples]) -> str:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    templates = resources.files("dpldm.report") / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
+    text = (
+        environment()
+        .get_template("report.html")
+        .render(report=report, samples=samples, charts={name: Markup(svg) for name, svg in _charts(report).items()})
     )
-    environment.filters |= {"percent": percent, "duration": spoken, "short": short, "bound": upper}
-    style = (templates / "report.css").read_text(encoding="utf-8")
-    text = environment.get_template("report.html").render(
-        report=report, samples=samples, charts={name: Markup(svg) for name, svg in _charts(report).items()}
-    )
-    return head(style) + text
-
-
-def _visible(value: Any) -> Any:
-    """Text with control characters, line breaks and bidirectional overrides written out; autoescape does the rest."""
-    return printable(value) if type(value) is str else value
+    return head(template_text("report.css")) + text
 
 
 def _charts(report: Mapping[str, Any]) -> dict[str, str]:
@@ -58,15 +41,3 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
         drawn["spending"] = charts.spending_chart(report["spending"])
     utility = ((report.get("internal") or {}).get("evaluation") or {}).get("utility")
     return drawn | ({"accuracy": charts.accuracy_chart(utility["scores"])} if utility else {})
-
-
-def spoken(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def short(number: float) -> str:
-    """Up to three digits."""
-    return f"{number:.3g}"

@@ -44,12 +44,13 @@ def samples(images: NDArray[np.uint8], classes: NDArray[np.int64], labels: list[
     shown, side = labels[:MOST_CLASSES], images.shape[1]
     many = min(MOST_OF_A_CLASS, max(1, PIXELS // (len(shown) * side * side)))
     return [
-        ClassSamples(label, tuple(_png(image) for image in images[np.flatnonzero(classes == k)[:many]]), side)
+        ClassSamples(label, tuple(picture(image) for image in images[np.flatnonzero(classes == k)[:many]]), side)
         for k, label in enumerate(shown)
     ]
 
 
-def _png(image: NDArray[np.uint8]) -> str:
+def picture(image: NDArray[np.uint8]) -> str:
+    """An image (S, S, C) as base64 of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

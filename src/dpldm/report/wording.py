@@ -61,6 +61,11 @@ def trial_constants(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     return trial
 
 
+def tells_public_classes(plan: Mapping[str, Any]) -> bool:
+    """Whether the network of a plan of either kind (its constants) is told classes of its backbone beside its own."""
+    return any(query["kind"] == "public_class_histogram" for query in trial_constants(plan).get("queries", ()))
+
+
 def unit_in_words(unit: str) -> str:
     """What one unit is."""
     return {"image": "one image", "group": "one group, all images of one person,"}[unit]

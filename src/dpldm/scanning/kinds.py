@@ -14,7 +14,7 @@ WEIGHTS = ("vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_mo
 """Of our own backbones, and no other."""
 DIFFUSERS = re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
 TRANSFORMERS = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
-COMMON = re.compile(r"(backbone|model_index)\.json|scheduler/scheduler_config\.json")
+COMMON = re.compile(r"README\.md|(backbone|model_index)\.json|scheduler/scheduler_config\.json")
 TOKENIZER = re.compile(
     r"tokenizer/((tokenizer(_config)?|vocab|special_tokens_map|added_tokens)\.json|(merges|vocab)\.txt)"
 )

@@ -22,6 +22,7 @@ from dpldm.data.public.collection import PublicSet
 from dpldm.data.public.fonts import FontFile, find_fonts, held_out
 from dpldm.data.public.placing import Float, Jitter, crop, halve, place
 from dpldm.errors import UserError
+from dpldm.progress import OnProgress, unseen
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 LIKE_HANDWRITING = Jitter(box=(0.64, 0.92), degrees=14, shear=0.3, stretch=1.35, shift=0.7, wobble=0.018)
@@ -50,6 +51,7 @@ def make_glyphs(
     seed: int,
     held_out_fraction: float = 0.0,
     only_held_out: bool = False,
+    on_progress: OnProgress = unseen,
 ) -> PublicSet:
     """Draw `count` letters from the fonts below `folders`; label = letter, upper and lower case alike.
 
@@ -74,7 +76,7 @@ def make_glyphs(
     fonts = find_fonts(folders, files_dropped)
     chosen = [font for font in fonts if held_out(font.family, held_out_fraction) == only_held_out]
     files_dropped["other side of the hold-out"] = len(fonts) - len(chosen)
-    used, glyphs, digits = _read_glyphs(chosen, files_dropped, glyphs_dropped)
+    used, glyphs, digits = _read_glyphs(chosen, files_dropped, glyphs_dropped, on_progress)
     if not glyphs:
         raise UserError("No letters to draw: none of the font files passed the licence, hold-out and letter checks.")
     rng = np.random.default_rng(seed)
@@ -98,7 +100,7 @@ def make_glyphs(
     }
     sample = [digits[index] for index in rng.permutation(len(digits))[:SAMPLE]]
     return PublicSet(
-        images=_write(picked, image_size, rng),
+        images=_write(picked, image_size, rng, on_progress),
         labels=np.array([_label(glyph) for glyph in picked], np.int64),
         label_names=tuple(string.ascii_uppercase),
         families=np.array([glyph.family for glyph in picked]),
@@ -123,12 +125,13 @@ def _label(glyph: Glyph) -> int:
 
 
 def _read_glyphs(
-    fonts: Sequence[FontFile], files_dropped: Counter[str], glyphs_dropped: Counter[str]
+    fonts: Sequence[FontFile], files_dropped: Counter[str], glyphs_dropped: Counter[str], on_progress: OnProgress
 ) -> tuple[list[FontFile], list[Glyph], list[Glyph]]:
     """Fonts that hold letters, their letters without those that look like digits, and the latter."""
     used, kept, digits = [], [], []
     seen: set[tuple[str, bytes]] = set()
-    for font in fonts:
+    for number, font in enumerate(fonts, 1):
+        on_progress("fonts", number, len(fonts))
         letters = _letters_of(font)
         if len(letters) < FEWEST_LETTERS:
             files_dropped["no letters, or too few distinct ones"] += 1
@@ -213,9 +216,14 @@ def _pick(glyphs: Sequence[Glyph], count: int, rng: np.random.Generator) -> NDAr
     return rng.permutation(picked)
 
 
-def _write(glyphs: Sequence[Glyph], image_size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _write(
+    glyphs: Sequence[Glyph], image_size: int, rng: np.random.Generator, on_progress: OnProgress = unseen
+) -> NDArray[np.uint8]:
     """Place each glyph and vary the thickness of its strokes: uint8 (N, image_size, image_size, 1)."""
-    images = [halve(_vary_stroke(place(glyph.ink[None], image_size, LIKE_HANDWRITING, rng), rng)) for glyph in glyphs]
+    images = []
+    for done, glyph in enumerate(glyphs, 1):
+        images.append(halve(_vary_stroke(place(glyph.ink[None], image_size, LIKE_HANDWRITING, rng), rng)))
+        on_progress("letters", done, len(glyphs))
     return np.rint(np.stack(images) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 

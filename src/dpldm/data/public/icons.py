@@ -21,6 +21,7 @@ from dpldm.data.public.icon_sets import Icon, select_icons
 from dpldm.data.public.placing import SUPERSAMPLING, Jitter, crop, halve, place
 from dpldm.data.public.shading import colour, fill_silhouette, flat, shade
 from dpldm.errors import MissingExtra, UserError
+from dpldm.progress import OnProgress, unseen
 
 GREY = Jitter(box=(0.72, 1.0), degrees=10, shear=0.12, stretch=1.8, shift=0.6, flip=True)
 COLOUR = Jitter(box=(0.75, 1.0), degrees=8, shear=0.05, stretch=1.2, shift=0.6, flip=True)
@@ -29,7 +30,14 @@ DROPPED_SAMPLE = 384
 
 
 def make_icons(
-    folder: Path, *, image_size: int, channels: int, count: int, seed: int, shaded_fraction: float = 0.6
+    folder: Path,
+    *,
+    image_size: int,
+    channels: int,
+    count: int,
+    seed: int,
+    shaded_fraction: float = 0.6,
+    on_progress: OnProgress = unseen,
 ) -> PublicSet:
     """Draw `count` images from the icon sets below `folder`.
 
@@ -54,7 +62,7 @@ def make_icons(
     chosen = select_icons(Path(folder), multicolour_only=channels == 3)
     rng = np.random.default_rng(seed)
     dropped = Counter(chosen.dropped)
-    layers, icons = _draw(_shuffle(chosen.kept, rng), image_size, channels, count, rng, dropped)
+    layers, icons = _draw(_shuffle(chosen.kept, rng), image_size, channels, count, rng, dropped, on_progress)
     if not icons:
         raise UserError(f"No icon of {folder} passed the licence, logo and digit rules: nothing to draw.")
     shown = min(DROPPED_SAMPLE, len(chosen.digits))
@@ -89,6 +97,7 @@ def _draw(
     count: int,
     rng: np.random.Generator,
     dropped: Counter[str],
+    on_progress: OnProgress = unseen,
 ) -> tuple[NDArray[np.uint8], list[Icon]]:
     """Place `count` icons: each distinct one once, then the same again in the same order.
 
@@ -110,8 +119,11 @@ def _draw(
             seen.add(mark)
             distinct.append(icon)
             layers.append(_place(shape, size, rng))
+            on_progress("icons", len(layers), count)
     again = list(itertools.islice(itertools.cycle(distinct), count - len(distinct)))
-    layers += [_place(_render(icon.svg, size * SUPERSAMPLING, channels), size, rng) for icon in again]
+    for icon in again:
+        layers.append(_place(_render(icon.svg, size * SUPERSAMPLING, channels), size, rng))
+        on_progress("icons", len(layers), count)
     return (np.stack(layers) if layers else np.empty((0, 1, size, size), np.uint8)), distinct + again
 
 

@@ -1,0 +1,133 @@
+"""The cards of what may be put on a data hub: Markdown below the YAML block that hubs read.
+
+Made from the privacy statement and declared constants alone, like all that accompanies a release.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from dpldm.config import RunConfig
+from dpldm.report.card import benchmark_note, plain
+from dpldm.report.wording import guarantee_sentence, odds_sentence, tells_public_classes, trial_constants
+
+TAGS = ("synthetic", "differential-privacy", "dp-sgd")
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+"""Numbers of images below which a hub calls a set so."""
+LIMITS = """Limits: small classes and rare appearances are rendered worst, since noise hides what few images have: some
+may look like another class, or all alike, and what learns from them does worse on them. Differential privacy does not
+remove bias from the data. Test any model trained on these images on real ones before relying on it, for each group of
+people or things that matters by itself."""
+
+
+def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """Data card of the synthetic images: synthetic/README.md."""
+    labels = ", ".join(plain(name) for name in config.data.labels) or "none (unconditional)"
+    sampling, task = config.sampling, "image-classification" if config.data.labels else "unconditional-image-generation"
+    count = sum(sampling.label_counts) if sampling.label_counts and config.data.labels else sampling.count
+    header = {
+        "license": config.licence,
+        "task_categories": [task],
+        "size_categories": [next((name for most, name in SIZES if count < most), "1M<n<10M")],
+        "annotations_creators": ["machine-generated"],
+        "tags": list(TAGS),
+        "pretty_name": config.name,
+    }
+    return f"""{_block(header)}
+# Synthetic images: {plain(config.name)}
+
+Every image here was drawn from a generative model; none is a photograph of anyone or anything. The set is
+{guarantee_sentence(statement)}.
+{benchmark_note(statement)}
+* {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
+* drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
+* {_frequencies(config, trial_constants(statement["plan"]))}
+* licence: {config.licence}{_no_licence(config)}
+
+{LIMITS}
+"""
+
+
+def model_card(config: RunConfig, statement: Mapping[str, Any], pipeline: str, told: str) -> str:
+    """Card of the tuned model: model/README.md.
+
+    Args:
+        pipeline: class that its model_index.json names.
+        told: what it can be told, classes, captions or nothing.
+    """
+    claim, name = statement["guarantee"], plain(statement["backbone"]["name"])
+    header = {
+        "license": config.licence,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image" if told == "captions" else "unconditional-image-generation",
+        "tags": [*TAGS, "latent-diffusion", "dpldm"],
+    }
+    size = f"{config.data.image_size} x {config.data.image_size}"
+    return f"""{_block(header)}
+# A private latent diffusion model: {plain(config.name)}
+
+The public backbone {name}, of which some parameters (trainable: {plain(config.trainable)}) were tuned on private images
+with DP-SGD. The weights are {guarantee_sentence(statement)}.
+
+{odds_sentence(claim["epsilon"], claim["unit"])} Everything that is drawn from the model or tuned further from it is
+covered too, as long as the private images are not used again.
+{benchmark_note(statement)}
+* stored as a {plain(pipeline)} of diffusers; told {_told(config, statement, told)}
+* draws images of {size}, {"grey" if config.data.channels == 1 else "colour"}
+* licence: {config.licence}{_no_licence(config)}; the backbone's own terms come first
+
+```python
+import torch
+from dpldm import load_backbone
+from dpldm.config import SamplingConfig
+from dpldm.sampling import Sampler
+
+model = load_backbone("DIRECTORY")
+settings = SamplingConfig(steps={config.sampling.steps}, guidance={config.sampling.guidance:g})
+draw = Sampler(model, model.denoiser, settings, {config.data.image_size}{_texts(told)})
+images = draw(torch.{_sixteen(config, statement)}, torch.Generator().manual_seed(0))  # uint8 (16, S, S, C)
+```
+
+Never use it as a backbone for private images as if it were public: what it cost is in `backbone.json`.
+
+{LIMITS}
+"""
+
+
+def _told(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
+    """What the network is told about an image, in words."""
+    labels = config.data.labels
+    if told != "classes" or not labels:
+        return "captions" if told == "captions" else "nothing"
+    named = "classes by number: " + ", ".join(f"{number} = {plain(label)}" for number, label in enumerate(labels))
+    if tells_public_classes(statement["plan"]):
+        named += f"; each beside a class of the backbone, counted on from {len(labels)}: pairs (N, 2)"
+    return named
+
+
+def _sixteen(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """Labels of 16 images, as code."""
+    if tells_public_classes(statement["plan"]):
+        return f"tensor([[0, {len(config.data.labels)}]] * 16)"
+    return "zeros(16, dtype=torch.int64)"
+
+
+def _texts(told: str) -> str:
+    return ', ["a text"]' if told == "captions" else ""
+
+
+def _block(header: Mapping[str, Any]) -> str:
+    return f"---\n{yaml.safe_dump(dict(header), sort_keys=False).strip()}\n---"
+
+
+def _no_licence(config: RunConfig) -> str:
+    return " (whoever publishes this has not said: ask)" if config.licence == "unknown" else ""
+
+
+def _frequencies(config: RunConfig, plan: Mapping[str, Any]) -> str:
+    """Where the frequencies of the classes come from."""
+    noised = any(query["kind"] == "class_histogram" for query in plan.get("queries", ()))
+    if noised and config.sampling.label_counts is None:
+        return "classes are as frequent as a noised histogram says, which is part of the guarantee above"
+    return "classes are equally frequent unless declared otherwise: their true frequencies were not used"
