@@ -2,8 +2,8 @@
 
 Latents, and the features of a baseline, are copies of the private images, and can be made again from them; so is the
 picture of pairs that `memorisation` makes. Tuned weights were paid for and cannot be: they go only if the release holds
-them too, or by force. What is left of a selection goes too: it tells how many trials there were. Never removed here: the
-ledger (what was spent stays spent), the release, and the records that the holder may need to answer for the run.
+them too, or by force. What is left of a selection goes too: it tells how many trials there were. Never removed here:
+the ledger (what was spent stays spent), the release, and the records that the holder may need to answer for the run.
 """
 
 import shutil
@@ -45,7 +45,7 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
         require_intact(run.release)
     weights, kept = run.checkpoint, list[tuple[Path, str]]()
     caches = [run.pairs]
-    caches += [path for name in ENCODED for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left of one
+    caches += [path for name in ENCODED for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left
     if force or (run.release / "model").is_dir():
         caches.append(weights)
     elif weights.exists():
