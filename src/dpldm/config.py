@@ -129,7 +129,8 @@ class DataConfig(Section):
     group_column: str | None = None
     """Column that names the person or patient of each image, for privacy.unit: group. Blank: a group of its own."""
     window: tuple[int, int] | None = None
-    """Values of 16-bit images that become black and white."""
+    """Values of 16-bit images that become black and white; for DICOM in the image's unit, such as Hounsfield. Blank:
+    DICOM images are shown by the window that each of them names, other 16-bit images cannot be read."""
     crop: Literal["center", "none"] = "center"
     """How images that are not square are made square: centre crop, or padding."""
     test_path: Path | None = None
