@@ -1,19 +1,22 @@
-"""`dpldm public glyphs|icons|folder|digits`."""
+"""`dpldm public glyphs|icons|folder|digits|check`."""
 
 import argparse
 from pathlib import Path
 
 from dpldm.console import out
 from dpldm.data.bundled import write_digits
+from dpldm.data.names import printable
+from dpldm.data.presence import check
 from dpldm.data.public.collection import require_place
 from dpldm.data.public.folder import make_from_folder
 from dpldm.data.public.glyphs import make_glyphs
 from dpldm.data.public.icons import make_icons
+from dpldm.data.published import SETS, lines_of, published
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
-    """Make one public set."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|digits")
+    """Make one public set, or look at a published one."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|digits|check")
     glyphs = kinds.add_parser("glyphs", help="letters of free fonts, jittered like handwriting")
     glyphs.add_argument("--fonts", type=Path, nargs="*", help="folders of font files (default: installed fonts)")
     glyphs.add_argument(
@@ -37,7 +40,12 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     digits = kinds.add_parser("digits", help="write the 5,000 bundled handwritten digits as folders")
     for kind in (glyphs, icons, folder, digits):
         kind.add_argument("--output", type=Path, required=True, help="folder to write")
+    checked = kinds.add_parser("check", help="a published set: where to get it, what of it is there")
+    checked.add_argument("name", nargs="?", help=f"one of {', '.join(SETS)} (all are listed)")
+    checked.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="folder to look into")
     given = parser.parse_args(words)
+    if given.kind == "check":
+        return _check(given.name, given.directory)
     if given.kind == "digits":
         private, test = write_digits(given.output)
         out.print(f"4,000 digits in {private}, 1,000 in {test}.")
@@ -75,3 +83,23 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     left_out = f" (left out: {dropped})" if dropped else ""
     out.print(f"{len(made):,} images in {given.output}{left_out}; look at {sheets} there.")
     return 0
+
+
+def _check(name: str | None, directory: Path | None) -> int:
+    """Exit code 1 if something of the set is missing or wrong."""
+    if name is None:
+        for known, entry in SETS.items():
+            out.print(f"{known:18}{entry.title}")
+        return 0
+    entry = published(name)
+    rows = list(lines_of(name, entry))
+    findings = None if directory is None else check(entry, directory)
+    if findings is not None:
+        rows += [("there", ", ".join(findings.there) or "nothing")]
+        rows += [("MISSING", what) for what in findings.missing]
+        rows += [("optional", f"not there: {what}") for what in findings.optional]
+        rows += [("opened", line) for line in findings.opened]
+        rows += [("WRONG", line) for line in findings.problems]
+    for heading, text in rows:
+        out.print(f"{heading:10}{printable(text)}", markup=False)
+    return 0 if findings is None or findings.complete else 1
