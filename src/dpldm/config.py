@@ -350,8 +350,10 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """Internal measurements against data.test_path."""
 
-    protocol: Literal["full", "screen", "quick"] = "full"
-    """full: 50,000 + 10,000 synthetic, 50 epochs; screen: 10,000, CNN, 10 epochs; quick: what there is, CNN."""
+    protocol: Literal["full", "screen", "quick", "paper-colour", "dpimagebench", "dpimagebench-cifar"] = "full"
+    """full: 50,000 + 10,000 synthetic, CNN, MLP and logistic regression, 50 epochs; screen: 10,000, CNN, 10 epochs;
+    quick: what there is, CNN; paper-colour: as full, but ResNet-9 and WRN-40-4, 10 epochs; dpimagebench: 55,000 +
+    5,000, ResNet-110, WRN-40-4 and ResNeXt-29, 50 epochs; dpimagebench-cifar: its larger ones, 200 epochs."""
     seeds: tuple[int, ...] = (0,)
     """One classifier of each kind per seed."""
     extractor: Literal["efficientnet-lite0", "inception-v3"] = "efficientnet-lite0"

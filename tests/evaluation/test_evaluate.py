@@ -55,7 +55,8 @@ def test_a_run_is_measured_and_marked_internal(config: RunConfig) -> None:
     score = result.utility.scores["cnn"]
     assert score.mean * 40 == pytest.approx(round(score.mean * 40)), "a share of 40 test images"
     assert epochs[-1] == ("cnn", 0, 5, 5)
-    assert [(d.name, d.extractor, d.n_real, d.n_fake) for d in result.distances] == [("KID", "means", 40, 24)]
+    assert [d.name for d in result.distances] == ["KID", "precision", "recall"]
+    assert {(d.extractor, d.n_real, d.n_fake) for d in result.distances} == {("means", 40, 24)}
     text = shown(result)
     assert "INTERNAL" in text
     assert f"{100 * score.mean:.1f} %" in text
@@ -97,7 +98,7 @@ def test_without_classes_there_are_distances_only(config: RunConfig, monkeypatch
     check_evaluation(plain)
     result = evaluate(plain)
     assert result.utility is None
-    assert len(result.distances) == 1
+    assert len(result.distances) == 3
     assert "KID-means" in shown(result)
     assert result.to_json()["utility"] is None
 

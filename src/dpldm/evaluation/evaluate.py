@@ -19,8 +19,8 @@ from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.evaluation.classifiers import Kind
 from dpldm.evaluation.features import EfficientNetLite0, FeatureExtractor, InceptionV3
-from dpldm.evaluation.fidelity import Distance, measure
-from dpldm.evaluation.utility import FULL, SCREEN, Protocol, UtilityResult, quick, train_on_synthetic
+from dpldm.evaluation.fidelity import Comparison, measure
+from dpldm.evaluation.utility import PROTOCOLS, Protocol, UtilityResult, quick, train_on_synthetic
 from dpldm.run import Run
 from dpldm.sampling import SyntheticSet, load_synthetic, planned_labels
 from dpldm.train.checkpoint import replace_file
@@ -31,7 +31,7 @@ class Evaluation:
     """Measurements of one run. INTERNAL unless `public_benchmark`."""
 
     utility: UtilityResult | None  # None without classes
-    distances: list[Distance]
+    distances: list[Comparison]
     public_benchmark: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -118,10 +118,10 @@ def real_test_images(config: RunConfig) -> Ingested:
 
 def protocol_of(config: RunConfig, images: int) -> Protocol:
     """The config's protocol; `images` is how many a quick one uses."""
-    return {"full": FULL, "screen": SCREEN}.get(config.evaluation.protocol) or quick(images)
+    return PROTOCOLS.get(config.evaluation.protocol) or quick(images)
 
 
-def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Distance]:
+def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Comparison]:
     real = test.pixels[~test.null]
     # As many synthetic as real images, in a fixed random order: more would only cost time.
     order = np.random.default_rng(0).permutation(len(synthetic.images))[: max(len(real), 10)]
