@@ -25,9 +25,20 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         )
     if name == "plan":
         parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
+    if name == "sample":
+        parser.add_argument(
+            "--gen-npz", type=Path, metavar="FILE", help="also write the images as DPImageBench's gen.npz"
+        )
+    if name == "evaluate":
+        parser.add_argument(
+            "--synthetic",
+            type=Path,
+            metavar="PATH",
+            help="a folder or .npz of another tool, instead of the run's images",
+        )
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
-    parser.set_defaults(command=name, choices=False)
+    parser.set_defaults(command=name, choices=False, gen_npz=None, synthetic=None)
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
@@ -177,16 +188,25 @@ def _sample(config: RunConfig, given: argparse.Namespace) -> None:
     sheet = Run(config).directory / "contact-sheet.png"
     save_contact_sheet(sheet, drawn.images, drawn.labels)
     out.print(f"contact sheet: {sheet}")
+    if given.gen_npz:
+        from dpldm.data.export import export_gen_npz
+
+        export_gen_npz(given.gen_npz, drawn.images, drawn.labels)
+        out.print(f"DPImageBench's format: {given.gen_npz}")
 
 
 def _evaluate(config: RunConfig, given: argparse.Namespace) -> None:
-    from dpldm.evaluation.evaluate import evaluate
+    from dpldm.evaluation.evaluate import evaluate, evaluate_foreign
     from dpldm.report.forecast import evaluation_table
     from dpldm.run import Run
 
     status = out.status("evaluate: extracting features")
+
+    def show(kind: str, seed: int, done: int, total: int) -> None:
+        status.update(f"evaluate: {kind} {done}/{total}")
+
     with status:
-        result = evaluate(config, lambda kind, seed, done, total: status.update(f"evaluate: {kind} {done}/{total}"))
+        result = evaluate_foreign(config, given.synthetic, show) if given.synthetic else evaluate(config, show)
     if result.public_benchmark or given.command == "evaluate":
         out.print(evaluation_table(result))
     else:  # the console of a run is outside: what reads private images is shown only to who asks for it

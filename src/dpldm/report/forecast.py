@@ -104,4 +104,5 @@ def evaluation_table(result: Evaluation) -> RenderableType:
     for distance in result.distances:
         error = "" if distance.error is None else f" ± {distance.error:.2g}"
         distances.add_row(distance.label, f"{distance.value:.4g}{error}", distance.counts)
-    return Group(accuracies, distances) if utility else distances
+    parts = [Text(str(result.foreign))] if result.foreign else []
+    return Group(*parts, *([accuracies] if utility else []), distances)
