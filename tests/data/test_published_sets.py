@@ -140,6 +140,7 @@ def test_every_record_has_its_image_and_what_belongs_to_it(name: str, tmp_path: 
         assert len(found) == len(numbers)
         assert source.keys == sorted(set(source.keys))
         assert expected.layout in source.layout
+        assert source.split == (split if expected.held_out else None)
         column(source.labels, expected.label, found)
         column(source.captions, expected.caption, found)
         column(source.groups, expected.group, found)

@@ -142,6 +142,17 @@ def test_without_test_images_it_is_refused(check: Any, finished_copy: RunConfig,
         check(changed(finished_copy, "data", test_path=tmp_path / "nothing"))
 
 
+def test_training_images_are_no_test_images(config: RunConfig, tmp_path: Path) -> None:
+    """The same place is fine for what has a part for each, and for nothing else."""
+    with pytest.raises(UserError, match=r"data\.test_path is data\.path, and this set has no test part"):
+        check_evaluation(changed(config, "data", path=config.data.test_path / "." / ".." / config.data.test_path.name))
+    pixels, labels = np.zeros((12, 16, 16), np.uint8), np.arange(12) % 2
+    arrays = {f"{part}_images": pixels for part in ("train", "test")}
+    arrays |= {f"{part}_labels": np.array(["dark", "light"])[labels] for part in ("train", "test")}
+    np.savez(tmp_path / "set.npz", **arrays)
+    check_evaluation(changed(config, "data", path=tmp_path / "set.npz", test_path=tmp_path / "set.npz"))
+
+
 @pytest.mark.parametrize(("protocol", "needed"), [("full", "60,000"), ("screen", "10,000")])
 def test_a_protocol_needs_its_images(protocol: str, needed: str, config: RunConfig) -> None:
     asked = changed(config, "evaluation", protocol=protocol)

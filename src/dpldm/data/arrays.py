@@ -1,7 +1,7 @@
 """Images that lie in one array, and the `.npz` files that hold such arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,8 @@ def open_npz(path: Path, wanted: Wanted) -> Source | None:
         raise UserError(
             f"{path} cannot be read as an .npz of plain arrays ({type(error).__name__}): write it again."
         ) from None
-    return array_source(f".npz archive ({images_name})", path, images, labels)
+    found = array_source(f".npz archive ({images_name})", path, images, labels)
+    return found if images_name == "x" else replace(found, split=split)
 
 
 def array_source(

@@ -108,7 +108,7 @@ def _open(layout: Batches, root: Path, split: str) -> ArraySource:
     if len({images.shape[1] for images in pixels}) > 1:
         raise UserError(f"{root} holds batches of images of several sizes: keep those of one set.")
     whole = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-    return ArraySource(layout=f"{layout.title}, pickled batches", keys=keys, labels=labels, array=whole)
+    return ArraySource(layout=f"{layout.title}, pickled batches", keys=keys, split=split, labels=labels, array=whole)
 
 
 def _names(layout: Batches, root: Path) -> list[str] | None:

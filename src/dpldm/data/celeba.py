@@ -73,7 +73,7 @@ def open_celebahq(path: Path, wanted: Wanted) -> FolderSource | None:
     columns = _hq_columns(root, list(files))
     chosen = _hq_split(root, wanted.split, columns, list(files))
     names = [file.relative_to(root).as_posix() for file in files.values()]
-    kept = [place for place, number in enumerate(files) if number in chosen]
+    kept = None if chosen is None else [place for place, number in enumerate(files) if number in chosen]
     return folder_with_table(
         root,
         root / HQ_ATTRIBUTES,
@@ -210,7 +210,8 @@ def _originals(root: Path) -> dict[int, str]:
         raise UserError(f"{path} is not the mapping from CelebA-HQ to CelebA (idx, orig_idx, orig_file).") from None
 
 
-def _hq_split(root: Path, split: str, columns: Mapping[str, list[str]], numbers: list[int]) -> set[int]:
+def _hq_split(root: Path, split: str, columns: Mapping[str, list[str]], numbers: list[int]) -> set[int] | None:
+    """The numbers of the images of a split; None where no list tells one, for training."""
     lists = [root / name for name in (f"{split}_filenames.pickle", f"{split}/filenames.pickle")]
     listed = next((path for path in lists if path.is_file()), None)
     if listed is not None:
@@ -218,7 +219,7 @@ def _hq_split(root: Path, split: str, columns: Mapping[str, list[str]], numbers:
     if "partition" in columns:
         return {number for number, part in zip(numbers, columns["partition"], strict=True) if part == split}
     if split == "train" and not any(root.glob("*_filenames.pickle")) and not any(root.glob("*/filenames.pickle")):
-        return set(numbers)
+        return None
     raise UserError(
         f"{root} does not tell CelebA-HQ's split {split!r}: add {split}_filenames.pickle, or {HQ_MAPPINGS[0]} with "
         f"CelebA's {PARTITION} and {ATTRIBUTES}."

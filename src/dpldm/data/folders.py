@@ -101,6 +101,7 @@ def folder_with_table(
     return FolderSource(
         layout=layout,
         root=root,
+        split=None if rows is None else wanted.split,
         keys=[keys[row] for row in order],
         labels=in_order("label"),
         captions=in_order("caption"),

@@ -5,6 +5,7 @@ import math
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,17 @@ def open_idx(path: Path, wanted: Wanted) -> Source | None:
         UserError: a file is damaged, the split is not there, or a folder holds several of EMNIST's sets.
     """
     images = _images_of(path, wanted.split) if path.is_dir() else path
+    split = wanted.split if path.is_dir() else None
     if images is None or not (images.is_file() and images.name.removesuffix(".gz").endswith("-ubyte")):
         return None
     emnist = _EMNIST.fullmatch(images.name)
     pixels, labels = _read_idx(images), _labels_beside(images)
     if emnist is None:
-        return array_source("IDX file", images, pixels, labels)
+        return replace(array_source("IDX file", images, pixels, labels), split=split)
     if pixels.ndim == 3:
         pixels = pixels.transpose(0, 2, 1)
     names = _emnist_names(images.with_name(f"{emnist[1]}-mapping.txt"))
-    return array_source("EMNIST", images, pixels, labels, names)
+    return replace(array_source("EMNIST", images, pixels, labels, names), split=split)
 
 
 def _images_of(root: Path, split: str) -> Path | None:

@@ -6,7 +6,7 @@ when they are asked for, a row group at a time.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ def open_parquet(path: Path, wanted: Wanted) -> ParquetSource | None:
         UserError: a file is damaged, there is no column of images or more than one, or a named column is missing.
         MissingExtra: pyarrow is not installed.
     """
-    files = _files(path, wanted.split)
+    files, split = _files(path, wanted.split)
     if not files:
         return None
     try:
@@ -78,25 +78,25 @@ def open_parquet(path: Path, wanted: Wanted) -> ParquetSource | None:
     except ImportError:
         raise MissingExtra("pyarrow", "parquet", "Reading parquet and Arrow files") from None
     try:
-        return _open(pyarrow, path, files, wanted)
+        return replace(_open(pyarrow, path, files, wanted), split=split)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(
             f"{path} holds a damaged parquet or Arrow file ({type(error).__name__}): get it again."
         ) from None
 
 
-def _files(path: Path, split: str) -> list[Path]:
+def _files(path: Path, split: str) -> tuple[list[Path], str | None]:
     if path.suffix == ".parquet" and path.is_file():
-        return [path]
+        return [path], None
     if not path.is_dir() or any((path / name).is_file() for name in TABLE_NAMES):
-        return []
+        return [], None
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         arrows = [*path.glob("*.arrow"), *path.glob("*/*.arrow")]
         if not arrows:
             raise UserError(f"{path} lacks the .arrow files of a data set that was saved to disk: save it again.")
         return of_split(arrows, path, split)
     files = [file for pattern in _PATTERNS for file in path.glob(pattern) if file.is_file()]
-    return of_split(files, path, split) if files else []
+    return of_split(files, path, split) if files else ([], None)
 
 
 class _File(NamedTuple):

@@ -70,7 +70,8 @@ def open_shards(path: Path, wanted: Wanted) -> ShardSource | None:
     Raises:
         UserError: a shard is damaged or compressed, a named column is nowhere, or a key occurs twice.
     """
-    shards = [path] if path.suffix == ".tar" and path.is_file() else _shards_in(path, wanted.split)
+    alone = path.suffix == ".tar" and path.is_file()
+    shards, split = ([path], None) if alone else _shards_in(path, wanted.split)
     if not shards:
         return None
     samples: dict[str, _Sample] = {}
@@ -91,6 +92,7 @@ def open_shards(path: Path, wanted: Wanted) -> ShardSource | None:
     return ShardSource(
         layout="WebDataset shards",
         keys=keys,
+        split=split,
         labels=labels,
         captions=captions,
         groups=groups,
@@ -99,13 +101,13 @@ def open_shards(path: Path, wanted: Wanted) -> ShardSource | None:
     )
 
 
-def _shards_in(path: Path, split: str) -> list[Path]:
+def _shards_in(path: Path, split: str) -> tuple[list[Path], str | None]:
     if not path.is_dir():
-        return []
+        return [], None
     if packed := [file.name for file in path.iterdir() if file.name.endswith(_PACKED)]:
         raise UserError(f"{path} holds compressed tar files, such as {packed[0]}: unpack each to plain .tar first.")
     shards = [file for file in path.glob("*.tar") if file.is_file()]
-    return of_split(shards, path, split) if shards else []
+    return of_split(shards, path, split) if shards else ([], None)
 
 
 def _members(shard: Path) -> Iterator[tuple[str, str, Place]]:

@@ -53,6 +53,8 @@ class Source(ABC):
     keys: list[str]
     """Relative path (POSIX), or file and zero-padded row number, of each record, sorted. A file name that is not
     UTF-8 holds surrogates, as `os.fsdecode` gives them."""
+    split: str | None = None
+    """Which of `SPLITS` this is; None where the set is in one piece, whatever was asked for."""
     labels: list[str] | None = None
     """Class name of each record; None when there are none."""
     captions: list[str] | None = None
@@ -81,19 +83,20 @@ def nested(root: Path, *names: str) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
-def of_split(files: Sequence[Path], root: Path, split: str) -> list[Path]:
-    """Those of the files below `root` whose names, or folders, say that they are of a split; all if none says so.
+def of_split(files: Sequence[Path], root: Path, split: str) -> tuple[list[Path], str | None]:
+    """Those of the files below `root` whose names, or folders, say that they are of a split; all, and None, if none
+    says so.
 
     Raises:
         UserError: there are files of other splits alone.
     """
     splits = {file: _split_in(file.relative_to(root)) for file in files}
     if not any(splits.values()):
-        return sorted(files)
+        return sorted(files), None
     found = sorted(file for file in files if splits[file] == split)
     if not found:
         raise UserError(f"{root} has no files of the split {split!r}: get them, or give another folder.")
-    return found
+    return found, split
 
 
 def _split_in(name: Path) -> str | None:

@@ -1,5 +1,6 @@
 """Street View House Numbers, the cropped digits: one MATLAB file (v5) for each part."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def open_svhn(path: Path, wanted: Wanted) -> Source | None:
         raise UserError(
             f"{root} has no file of SVHN's split {wanted.split!r} (it has {there}): get {wanted.split}_32x32.mat."
         )
-    return _open(root / _FILES[wanted.split])
+    return replace(_open(root / _FILES[wanted.split]), split=wanted.split)
 
 
 def _refuse_uncropped(root: Path) -> None:

@@ -62,7 +62,7 @@ def open_imagenet_tree(path: Path, wanted: Wanted) -> FolderSource | None:
         raise UserError(
             f"{root / wanted.split} holds ImageNet's images unsorted: move each into the folder of its WordNet number."
         )
-    return replace(open_folder(root / wanted.split), layout=f"ImageNet, {wanted.split} folders")
+    return replace(open_folder(root / wanted.split), layout="ImageNet, class folders", split=wanted.split)
 
 
 def _has_classes(folder: Path) -> bool:

@@ -130,12 +130,17 @@ def real_test_images(config: RunConfig) -> Ingested:
     """The images of `data.test_path`. INTERNAL.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are none, they cannot be read, or they are those that are trained on.
     """
     data = config.data
     if data.test_path is None:
         raise UserError("evaluate needs real test images that were not trained on: set data.test_path.")
     source = open_source(data.test_path, label_column=data.label_column, group_column=data.group_column, split="test")
+    if source.split is None and data.test_path.resolve() == data.path.resolve():
+        raise UserError(
+            "data.test_path is data.path, and this set has no test part of its own: keep some images out, in another "
+            "folder or file."
+        )
     return ingest(source, preprocessing_of(data), data.labels)
 
 
