@@ -68,7 +68,7 @@ def open_source(
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     if not path.exists():
-        raise UserError(f"There is nothing at {path}: correct the path.")
+        raise UserError(f"There is nothing at {path}: correct data.path.")
     wanted = Wanted(split=split, image=image_column, label=label_column, caption=caption_column, group=group_column)
     for reader in WITH_COLUMNS:
         if (source := reader(path, wanted)) is not None:

@@ -36,8 +36,10 @@ def foreign_set(config: RunConfig, path: Path) -> tuple[SyntheticSet, Foreign]:
     (N, C, H, W) in [0, 1], `y` numbers of classes), an export of our own.
 
     Raises:
-        UserError: it cannot be read, has classes that data.labels does not declare, or fewer than ten images.
+        UserError: it is not there or cannot be read, has classes that are not declared, or fewer than ten images.
     """
+    if not path.exists():
+        raise UserError(f"There is nothing at {path}: correct --synthetic.")
     source = _with_names(open_source(path), config.data.labels, path)
     found = ingest(source, preprocessing_of(config.data), config.data.labels)
     kept = ~found.null
