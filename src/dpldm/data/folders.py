@@ -3,7 +3,7 @@
 import os
 import posixpath
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -66,7 +66,10 @@ def open_metadata_folder(root: Path, wanted: Wanted) -> FolderSource | None:
     table_path = find_table(root) if root.is_dir() else None
     if table_path is None:
         return None
-    return folder_with_table(root, table_path, read_table(table_path), wanted, layout=f"folder with {table_path.name}")
+    table = read_table(table_path)
+    found = folder_with_table(root, table_path, table, wanted, layout=f"folder with {table_path.name}")
+    files, others = scan(root)
+    return replace(found, ignored=sorted({*files, *others} - {*found.keys, table_path.name}))
 
 
 def folder_with_table(
@@ -96,8 +99,6 @@ def folder_with_table(
         column = columns[role]
         return None if column is None else [table[column][row] for row in order]
 
-    files, others = scan(root)
-    beside = {table_path.relative_to(root).as_posix()} if table_path.is_relative_to(root) else set()
     return FolderSource(
         layout=layout,
         root=root,
@@ -106,7 +107,6 @@ def folder_with_table(
         labels=in_order("label"),
         captions=in_order("caption"),
         groups=in_order("group"),
-        ignored=sorted((set(files) | set(others)) - set(keys) - beside),
         unused_columns=[column for column in table if column not in {wanted.image, *columns.values()}],
     )
 

@@ -79,7 +79,7 @@ def open_parquet(path: Path, wanted: Wanted) -> ParquetSource | None:
         raise MissingExtra("pyarrow", "parquet", "Reading parquet and Arrow files") from None
     try:
         return replace(_open(pyarrow, path, files, wanted), split=split)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, MemoryError, pyarrow.ArrowException) as error:
         raise UserError(
             f"{path} holds a damaged parquet or Arrow file ({type(error).__name__}): get it again."
         ) from None
@@ -144,6 +144,7 @@ def _open(pyarrow: Any, path: Path, files: list[Path], wanted: Wanted) -> Parque
 def _read(pyarrow: Any, file: Path, wanted: Wanted) -> _File:
     if file.suffix == ".arrow":
         table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))).read_all()  # maps, does not load
+        table.validate(full=True)  # a damaged offset would be followed out of the file, and end the process
         images = table.column(_image_column(file, table.schema, wanted))
         return _File([(len(images), lambda: images)], _texts(table.select(_plain(pyarrow, table.schema))))
     opened = pyarrow.parquet.ParquetFile(file)
