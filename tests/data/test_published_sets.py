@@ -195,6 +195,15 @@ def test_a_set_is_found_in_its_folder_and_above_it(make: Callable[[Path], Path],
     assert numbers(open_source(path)) == numbers(open_source(path / inner))
 
 
+def test_a_collection_of_sets_is_no_set(tmp_path: Path) -> None:
+    miniatures.cifar10(tmp_path)
+    miniatures.celeba(tmp_path / "celeba")
+    with pytest.raises(UserError, match=r"several sets \(celeba, cifar-10-batches-py\): give the folder of one"):
+        open_source(tmp_path)
+    assert "CIFAR-10" in open_source(tmp_path / "cifar-10-batches-py").layout
+    assert open_source(tmp_path / "celeba").layout == "CelebA"
+
+
 @pytest.mark.parametrize("place", ["EuroSAT_RGB", "2750", "EuroSAT/2750"])
 def test_eurosat_under_each_of_its_names(place: str, tmp_path: Path) -> None:
     made = miniatures.eurosat(tmp_path / "made") / "EuroSAT_RGB"

@@ -6,7 +6,8 @@ from pathlib import Path
 from dpldm.data.arrays import open_npz
 from dpldm.data.batches import open_batches
 from dpldm.data.camelyon import open_camelyon
-from dpldm.data.celeba import open_celeba, open_celebahq
+from dpldm.data.celeba import open_celeba
+from dpldm.data.celebahq import open_celebahq
 from dpldm.data.decode import Unreadable
 from dpldm.data.dicom import open_dicom_folder
 from dpldm.data.folders import open_folder, open_metadata_folder

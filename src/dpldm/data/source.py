@@ -13,6 +13,14 @@ from dpldm.errors import UserError
 SPLITS = ("train", "val", "test")
 """The parts into which a set can be published."""
 
+ARCHIVE_FOLDERS = frozenset(
+    {
+        *("cifar-10-batches-py", "cifar-100-python", "Imagenet32", "Imagenet64", "SVHN", "svhn", "celeba", "CelebA"),
+        *("CelebAMask-HQ", "celebahq", "CelebAHQ", "camelyon17_v1.0"),
+    }
+)
+"""Folders that archives of published sets unpack to, or that other tools make for them."""
+
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -79,8 +87,17 @@ class Source(ABC):
 
 
 def nested(root: Path, *names: str) -> Path:
-    """The first folder of these names that lies in `root`, or `root` itself: archives unpack with and without it."""
-    return next((root / name for name in names if (root / name).is_dir()), root)
+    """The first folder of these names that lies in `root`, or `root` itself: archives unpack with and without it.
+
+    Raises:
+        UserError: `root` is a collection of sets, so that it is unclear which is meant.
+    """
+    found = next((root / name for name in names if (root / name).is_dir()), root)
+    if found.name in ARCHIVE_FOLDERS and found != root:
+        sets = sorted(entry.name for entry in root.iterdir() if entry.name in ARCHIVE_FOLDERS and entry.is_dir())
+        if len(sets) > 1:
+            raise UserError(f"{root} holds several sets ({', '.join(sets)}): give the folder of one of them.")
+    return found
 
 
 def of_split(files: Sequence[Path], root: Path, split: str) -> tuple[list[Path], str | None]:
