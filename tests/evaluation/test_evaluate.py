@@ -13,7 +13,7 @@ from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import MissingExtra, UserError
 from dpldm.evaluation import evaluate as module
-from dpldm.evaluation.evaluate import check_evaluation, evaluate
+from dpldm.evaluation.evaluate import check_evaluation, evaluate, protocol_of
 from dpldm.report.forecast import evaluation_table
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
@@ -161,6 +161,12 @@ def test_a_protocol_needs_its_images(protocol: str, needed: str, config: RunConf
     with pytest.raises(UserError, match=needed):
         evaluate(asked)
     check_evaluation(changed(asked, "sampling", count=int(needed.replace(",", ""))))
+
+
+def test_the_benchmark_leaves_one_network_out_for_larger_images(config: RunConfig) -> None:
+    asked = changed(config, "evaluation", protocol="dpimagebench")
+    for side, kinds in ((32, ("resnet-110", "wrn-40-4", "resnext-29")), (33, ("resnet-110", "wrn-40-4"))):
+        assert protocol_of(changed(asked, "data", image_size=side), 0).kinds == kinds
 
 
 def test_a_check_writes_nothing(config: RunConfig) -> None:

@@ -251,7 +251,7 @@ SETS: dict[str, Published] = {
         licence="ImageNet's terms: non-commercial research",
         splits={"train": 1_281_167, "val": 50_000},
         told="classes 1 to 1000",
-        note="at 64x64 the training part needs 16 GB of memory",
+        note="the training part needs 8 GB of memory at 32x32, 32 GB at 64x64",
         large=("train",),
     ),
     "imagenet": Published(

@@ -22,7 +22,15 @@ from dpldm.evaluation.classifiers import Kind
 from dpldm.evaluation.features import EfficientNetLite0, FeatureExtractor, InceptionV3
 from dpldm.evaluation.fidelity import Comparison, measure
 from dpldm.evaluation.foreign import Foreign, foreign_set
-from dpldm.evaluation.utility import PROTOCOLS, Protocol, UtilityResult, quick, train_on_synthetic
+from dpldm.evaluation.utility import (
+    DPIMAGEBENCH,
+    DPIMAGEBENCH_LARGEST_SIDE,
+    PROTOCOLS,
+    Protocol,
+    UtilityResult,
+    quick,
+    train_on_synthetic,
+)
 from dpldm.run import Run
 from dpldm.sampling import SyntheticSet, load_synthetic, planned_labels
 from dpldm.train.checkpoint import replace_file
@@ -146,7 +154,10 @@ def real_test_images(config: RunConfig) -> Ingested:
 
 def protocol_of(config: RunConfig, images: int) -> Protocol:
     """The config's protocol; `images` is how many a quick one uses."""
-    return PROTOCOLS.get(config.evaluation.protocol) or quick(images)
+    protocol = PROTOCOLS.get(config.evaluation.protocol) or quick(images)
+    if protocol is DPIMAGEBENCH and config.data.image_size > DPIMAGEBENCH_LARGEST_SIDE:
+        return replace(protocol, kinds=tuple(kind for kind in protocol.kinds if not kind.startswith("resnext")))
+    return protocol
 
 
 def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Comparison]:

@@ -62,6 +62,9 @@ DPIMAGEBENCH = Protocol(
 Its tables choose the epoch on real ones and show the best of the three, so they are not the mean that is printed here.
 """
 
+DPIMAGEBENCH_LARGEST_SIDE = 32
+"""Above it the benchmark leaves ResNeXt out."""
+
 DPIMAGEBENCH_CIFAR = Protocol(
     "dpimagebench-cifar",
     train=55_000,
