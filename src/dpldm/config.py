@@ -219,6 +219,10 @@ class PrivacyConfig(Section):
     class_means_noise: float | None = None
     """Noise multiplier of the mean latent of each class, asked once before tuning and kept in the run's folder. Part of
     epsilon. Blank: not asked."""
+    public_classes_noise: float | None = None
+    """Standard deviation of the noise on how many images of each class resemble each public class of the backbone,
+    asked once before tuning. The network is then told both classes of an image, and synthetic images are drawn for the
+    pairs that the answer shows. Part of epsilon; 10 to 20 costs little. Blank: public classes are not used."""
     class_means_clip: Positive | None = None
     """R: norm to which latents are cut for class_means_noise. Default: the root of the number of their entries."""
     ledger: Path | None = None
@@ -406,10 +410,22 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _questions_about_classes_have_classes(self) -> Self:
-        asked = (self.privacy.histogram_noise, self.privacy.class_means_noise)
-        if asked != (None, None) and not self.data.labels:
+        privacy = self.privacy
+        asked = (privacy.histogram_noise, privacy.class_means_noise, privacy.public_classes_noise)
+        if any(noise is not None for noise in asked) and not self.data.labels:
             raise ValueError(
-                "privacy.histogram_noise and privacy.class_means_noise need the classes that data.labels declares"
+                "privacy.histogram_noise, class_means_noise and public_classes_noise need the classes that data.labels "
+                "declares"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _public_classes_are_told(self) -> Self:
+        told = self.privacy.public_classes_noise is not None
+        if told and (self.optimizer.warm_start_steps or not self.tune_embedder):
+            raise ValueError(
+                "privacy.public_classes_noise needs tune_embedder, and optimizer.warm_start_steps does not go with it: "
+                "choose one of the two"
             )
         return self
 

@@ -20,9 +20,9 @@ from platformdirs import user_data_path
 
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
-from dpldm.models.backbone import bytes_of_network, latent_entries_of
+from dpldm.models.backbone import bytes_of_network, latent_entries_of, public_classes_of
 from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
-from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, Question
+from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, PublicClassHistogram, Question
 from dpldm.privacy.selection import Plan, make_selection, trial_of
 from dpldm.train.checkpoint import replace_file
 
@@ -223,6 +223,9 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
     privacy, questions = config.privacy, list[Question]()
     if privacy.histogram_noise is not None:
         questions.append(ClassHistogram(noise_multiplier=privacy.histogram_noise))
+    if privacy.public_classes_noise is not None:
+        cells = public_classes_of(config.backbone)
+        questions.append(PublicClassHistogram(noise_multiplier=privacy.public_classes_noise, public_classes=cells))
     if privacy.class_means_noise is not None:
         # Public latents have deviation 1 in every channel, so this is about their norm.
         clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))

@@ -30,7 +30,7 @@ from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
 from dpldm.train.checkpoint import replace_file
 from dpldm.train.public_data import step_generator
-from dpldm.tuned import finished, noised_histogram, tuned_network
+from dpldm.tuned import finished, noised_histogram, public_class_shares, tuned_network
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,22 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
         UserError: the run has not been fine-tuned to its end.
     """
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
-    yield from draw_all(config, backbone, tuned_network(config, backbone), settings_of_sampling(config))
+    shares = public_class_shares(config)
+    yield from draw_all(config, backbone, tuned_network(config, backbone), settings_of_sampling(config), shares)
 
 
 def draw_all(
-    config: RunConfig, backbone: Backbone, network: nn.Module, settings: SamplingConfig
+    config: RunConfig, backbone: Backbone, network: nn.Module, settings: SamplingConfig, shares: Tensor | None
 ) -> Iterator[SampleStep]:
-    """`sample` with a given network, whose checkpoint is the run's."""
+    """`sample` with a given network, whose checkpoint is the run's.
+
+    Args:
+        shares: (K, C) of the public classes within each class, for a network that is told both.
+    """
     run, texts = Run(config), texts_of(config)
     kinds = len(config.data.labels) or len(texts)
     labels = planned_labels(settings, kinds)
+    told = labels if shares is None else with_public_classes(labels, shares, settings.seed)
     draw = Sampler(backbone, network, settings, config.data.image_size, texts)
     run.synthetic.mkdir(parents=True, exist_ok=True)
     run.note_settings()
@@ -75,7 +81,7 @@ def draw_all(
         path = run.synthetic / f"batch-{number:05d}-{key}.npz"
         part = labels[start : start + settings.batch_size]
         if not path.exists():
-            images = draw(part, step_generator(settings.seed, number))
+            images = draw(told[start : start + len(part)], step_generator(settings.seed, number))
             _write_npz(path, x=images, y=part.numpy())
         yield SampleStep(start + len(part), len(labels))
     if settings.keep < 1 and not _kept(run, key).exists():
@@ -159,6 +165,13 @@ def planned_labels(settings: SamplingConfig, classes: int) -> Tensor:
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(settings.seed))]
 
 
+def with_public_classes(labels: Tensor, shares: Tensor, seed: int) -> Tensor:
+    """Ids (N, 2) of the class and the public class of every image to draw, the latter at random by `shares` (K, C)."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(shares[labels], 1, generator=generator)[:, 0]
+    return torch.stack([labels, len(shares) + drawn], 1)
+
+
 def texts_of(config: RunConfig) -> list[str]:
     """What there is to tell a backbone that is told captions: prompts, or a text for each class. All of it public.
 
@@ -200,12 +213,12 @@ class Sampler:
         self.shape = latent_shape(backbone.autoencoder, image_size)
 
     def __call__(self, labels: Tensor, generator: torch.Generator) -> NDArray[np.uint8]:
-        """Images (N, S, S, C) for labels (N,); -1 means no label."""
+        """Images (N, S, S, C) for labels (N,), -1 meaning none, or for pairs of ids (N, 2)."""
         return decode(self.autoencoder, self.latents(labels, generator), self.image_size)
 
     @torch.no_grad()
     def latents(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The reverse process from fresh Gaussian noise to latents (N, c, h, w)."""
+        """The reverse process from fresh Gaussian noise to latents (N, c, h, w), for what `__call__` takes."""
         device = next(self.network.parameters()).device
         wanted, unlabelled = self._told(labels).to(device), self._told(torch.full_like(labels, -1)).to(device)
         x = torch.randn((len(labels), *self.shape), generator=generator).to(device)  # the same on every device
@@ -225,7 +238,7 @@ class Sampler:
         return free + self.settings.guidance * (prediction - free)
 
     def _told(self, labels: Tensor) -> Tensor:
-        """The family's condition for labels (N,), where -1 is none."""
+        """The family's condition for labels (N,) or ids (N, 2), where -1 is none."""
         null = self.family.null(self.network)
         if null.dim():  # tokens
             table = null[None] if self.tokens is None else torch.cat([self.tokens, null[None]])

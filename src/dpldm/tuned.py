@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, read_card, weights_digest
-from dpldm.models.families import family_of
 from dpldm.models.lora import merge_adapters
+from dpldm.models.public_classes import adapt
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
-from dpldm.privacy.questions import ClassHistogram
+from dpldm.privacy.queries import shares_within_classes
+from dpldm.privacy.questions import ClassHistogram, PublicClassHistogram
 from dpldm.privacy.selection import Plan, trial_of
 from dpldm.run import Run, paid_plan, require_same_backbone
-from dpldm.train.asking import read_answer
+from dpldm.train.asking import Kind, answered
 from dpldm.train.checkpoint import load_checkpoint
 
 
@@ -69,13 +70,13 @@ def tuned_network(config: RunConfig, backbone: Backbone) -> nn.Module:
     """
     finished(config)
     groups, _ = load_checkpoint(Run(config).checkpoint, paid_for=True)
-    return with_weights(backbone.denoiser, len(config.data.labels), groups["average"])
+    return with_weights(backbone.denoiser, config, groups["average"])
 
 
 @torch.no_grad()
-def with_weights(network: nn.Module, classes: int, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A public denoiser, adapted to `classes` labels, with its tuned parameters in place and adapters merged."""
-    family_of(network).adapt(network, classes)
+def with_weights(network: nn.Module, config: RunConfig, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A public denoiser, adapted to the run's classes, with its tuned parameters in place and adapters merged."""
+    adapt(network, config)
     parameters = dict(network.named_parameters())
     for name, tensor in merge_adapters(weights, parameters).items():
         parameters[name].copy_(tensor)
@@ -88,15 +89,24 @@ def noised_histogram(config: RunConfig) -> Tensor | None:
     Raises:
         UserError: see `finished`; or the answer is gone, or not this plan's.
     """
+    answered = _answer(config, ClassHistogram)
+    return None if answered is None else answered[1]
+
+
+def public_class_shares(config: RunConfig) -> Tensor | None:
+    """How often each class is found within each public one, (K, C), of the run's answer; None if it did not ask.
+
+    Raises:
+        UserError: see `finished`; or the answer is gone, or not this plan's.
+    """
+    answered = _answer(config, PublicClassHistogram)
+    return None if answered is None else shares_within_classes(*answered)
+
+
+def _answer(config: RunConfig, kind: type[Kind]) -> tuple[Kind, Tensor] | None:
     end = finished(config)
-    run, ledger = Run(config), Ledger(Run(config).ledger, ledger_entries(config))
-    for question in trial_of(end.plan).queries:
-        if isinstance(question, ClassHistogram):
-            answer = read_answer(run, end.plan, question, ledger, end.backbone)
-            if answer is None:
-                raise UserError(f"The run {config.name!r} lacks its histogram: restore {run.answers} from a copy.")
-            return answer
-    return None
+    ledger = Ledger(Run(config).ledger, ledger_entries(config))
+    return answered(kind, Run(config), end.plan, ledger, end.backbone)
 
 
 def ledger_entries(config: RunConfig) -> list[dict[str, Any]]:

@@ -28,8 +28,9 @@ from dpldm.privacy.queries import (
     class_sums,
     counts_by_share,
     score_sums,
+    shares_within_classes,
 )
-from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, Question
+from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, PublicClassHistogram, Question
 
 K, D = 3, 4
 HISTOGRAM, MEANS = ClassHistogram(noise_multiplier=20.0), ClassMeans(noise_multiplier=5.0, clip_norm=2.0)
@@ -279,6 +280,23 @@ def test_counts_follow_the_shares_and_add_up(noised: list[float], count: int) ->
     assert sum(counts) == count
     assert all(abs(n - count * share) < 1 for n, share in zip(counts, shares.tolist(), strict=True))
     assert all(n >= 0 for n in counts)
+
+
+def test_cells_that_noise_could_have_filled_count_as_empty() -> None:
+    """Three classes, two public ones: one with a sure and an unsure cell, one with none sure, one with a share each."""
+    question = PublicClassHistogram(noise_multiplier=10.0, public_classes=2)
+    noised = torch.tensor([90.0, 19.0, -40.0, 20.0, 30.0, 60.0])
+    shares = shares_within_classes(question, noised)
+    assert torch.allclose(shares, torch.tensor([[1, 0], [120 / 180, 60 / 180], [1 / 3, 2 / 3]]).double())
+    assert shares_within_classes(question, torch.zeros(6)).tolist() == [[0.5, 0.5]] * 3
+
+
+@given(cells=st.lists(st.floats(-1e3, 1e3, width=32), min_size=6, max_size=6))
+def test_shares_within_classes_are_shares(cells: list[float]) -> None:
+    shares = shares_within_classes(PublicClassHistogram(noise_multiplier=10.0, public_classes=3), torch.tensor(cells))
+    assert shares.shape == (2, 3)
+    assert torch.allclose(shares.sum(1), torch.ones(2).double())
+    assert float(shares.min()) >= 0
 
 
 def test_means_come_back_in_units_of_the_latent() -> None:

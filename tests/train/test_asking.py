@@ -256,7 +256,7 @@ def test_without_a_histogram_classes_are_alike(finished: RunConfig) -> None:
 
 def test_a_lost_histogram_is_not_replaced_by_equal_shares(answered_copy: RunConfig) -> None:
     (Run(answered_copy).answers / "class_histogram.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks its histogram: restore .* from a copy"):
+    with pytest.raises(UserError, match=r"lacks its answer to the query class_histogram: restore .* from a copy"):
         list(sample(answered_copy))
 
 

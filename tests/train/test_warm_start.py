@@ -13,8 +13,10 @@ from dpldm.config import RunConfig
 from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition
 from dpldm.models.trainable import choose_trainable
+from dpldm.privacy.queries import class_means
+from dpldm.privacy.questions import ClassMeans
 from dpldm.train import finetune as stage
-from dpldm.train.asking import noised_means
+from dpldm.train.asking import answered
 from dpldm.train.finetune import finetune
 from dpldm.train.warm_start import warm_start
 from tiny_runs import ASKED
@@ -103,8 +105,9 @@ def test_a_run_starts_once_from_the_answer_that_it_paid_for(
     assert len(seen) == 1
     plan, where = stage.plan_of(config), stage.Run(config)
     with stage.open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
-        answer = noised_means(where, plan, ledger, load_backbone(config.backbone).digest)
-    assert torch.equal(seen[0].flatten(1), answer.float())
+        known = answered(ClassMeans, where, plan, ledger, load_backbone(config.backbone).digest)
+    assert known is not None
+    assert torch.equal(seen[0].flatten(1), class_means(*known)[0].float())
 
 
 def test_without_means_it_is_refused(raw: dict[str, Any]) -> None:

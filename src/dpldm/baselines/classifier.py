@@ -120,6 +120,7 @@ def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
             "most_records": None,
             "histogram_noise": None,
             "class_means_noise": None,
+            "public_classes_noise": None,
             "class_means_clip": None,
         }
     )

@@ -5,6 +5,8 @@ Its model must never be released: it has a ledger of its own, whose plan has no 
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from dpldm.baselines.result import Baseline, OnProgress, folder_of, require_classes, require_published, run_of, unseen
 from dpldm.config import RunConfig, SamplingConfig
 from dpldm.device import chosen_device
@@ -12,13 +14,14 @@ from dpldm.errors import UserError
 from dpldm.evaluation.evaluate import check_evaluation, measured, real_test_images
 from dpldm.models.backbone import load_backbone
 from dpldm.privacy.entropy import SystemEntropy
-from dpldm.privacy.ledger import Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import ClassHistogram
+from dpldm.privacy.queries import shares_within_classes
+from dpldm.privacy.questions import ClassHistogram, PublicClassHistogram
 from dpldm.run import Run, plan_of
 from dpldm.sampling import all_drawn, draw_all, steered
 from dpldm.sheet import save_contact_sheet
-from dpldm.train.asking import read_answer
+from dpldm.train.asking import answered
 from dpldm.train.finetune import Tuner, algorithm_1, ask_and_start, prepared, register, resume
 from dpldm.tuned import with_weights
 
@@ -36,8 +39,8 @@ def noiseless(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
     check_evaluation(config)
     Run(config).create()
     run, plan = noiseless_run(config)
-    tuner, settings = _tuned(run, plan, on_progress)
-    _draw(run, tuner, settings, on_progress)
+    tuner, settings, shares = _tuned(run, plan, on_progress)
+    _draw(run, tuner, settings, shares, on_progress)
     drawn = all_drawn(run.config, settings)
     save_contact_sheet(run.directory / "contact-sheet.png", drawn.images, drawn.labels)
     found = measured(
@@ -67,8 +70,8 @@ def noiseless_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
     return run, plan
 
 
-def _tuned(run: Run, plan: PrivacyPlan, on_progress: OnProgress) -> tuple[Tuner, SamplingConfig]:
-    """The tuned weights, and how to sample them."""
+def _tuned(run: Run, plan: PrivacyPlan, on_progress: OnProgress) -> tuple[Tuner, SamplingConfig, Tensor | None]:
+    """The tuned weights, how to sample them, and the shares of public classes if they are told (see `draw_all`)."""
     config = run.config
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     tuner, latents = prepared(config, plan, backbone)
@@ -80,21 +83,18 @@ def _tuned(run: Run, plan: PrivacyPlan, on_progress: OnProgress) -> tuple[Tuner,
             ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, entropy)
             for step in algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, entropy):
                 on_progress("tuning without noise", step.number, step.steps)
-            return tuner, _settings(run, plan, ledger, tuner)
+            found = (run, plan, ledger, tuner.backbone_digest)
+            histogram, publics = answered(ClassHistogram, *found), answered(PublicClassHistogram, *found)
+            settings = steered(config.sampling, None if histogram is None else histogram[1])
+            return tuner, settings, None if publics is None else shares_within_classes(*publics)
     except LedgerError as error:
         raise UserError(str(error)) from None
 
 
-def _settings(run: Run, plan: PrivacyPlan, ledger: Ledger, tuner: Tuner) -> SamplingConfig:
-    asked = (question for question in plan.queries if isinstance(question, ClassHistogram))
-    answers = (read_answer(run, plan, question, ledger, tuner.backbone_digest) for question in asked)
-    return steered(run.config.sampling, next(answers, None))
-
-
-def _draw(run: Run, tuner: Tuner, settings: SamplingConfig, on_progress: OnProgress) -> None:
+def _draw(run: Run, tuner: Tuner, settings: SamplingConfig, shares: Tensor | None, on_progress: OnProgress) -> None:
     config = run.config
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     average = dict(zip(tuner.trainable, tuner.average.shadow_params, strict=True))
-    network = with_weights(backbone.denoiser, len(config.data.labels), average)
-    for step in draw_all(config, backbone, network, settings):
+    network = with_weights(backbone.denoiser, config, average)
+    for step in draw_all(config, backbone, network, settings, shares):
         on_progress("images drawn", step.done, step.count)

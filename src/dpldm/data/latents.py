@@ -38,6 +38,7 @@ class PrivateLatents:
     usable: Tensor  # (N,) bool, False for null records
     members: Tensor | None = None  # (U, m) int64, the records of each unit, then -1; None: every record is a unit
     tokens: Tensor | None = None  # (N, T) int64, the caption of each record; None: the network is told labels
+    publics: Tensor | None = None  # (N,) int64, id of the public class that each record resembles, if that is told too
 
     @property
     def units(self) -> int:

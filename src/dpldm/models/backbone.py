@@ -245,6 +245,26 @@ def latent_entries_of(name_or_path: str, image_size: int) -> int:
         raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
 
 
+def public_classes_of(name_or_path: str) -> int:
+    """How many public classes the backbone has that can be kept beside private ones, from its settings alone.
+
+    Raises:
+        UserError: it has none, or its settings cannot be read.
+    """
+    family, layout, _ = kind_of(name_or_path)
+    try:
+        settings = json.loads((locate_backbone(name_or_path) / layout.denoiser / "config.json").read_text("utf-8"))
+        found = family.public_classes(settings)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
+    if not found:
+        raise UserError(
+            f"privacy.public_classes_noise needs a backbone that is told classes by one token, such as grey32, and "
+            f"{name_or_path!r} is not: leave it out, or use one."
+        )
+    return found
+
+
 def bytes_of_network(name_or_path: str) -> int:
     """Size in float32 of what is tuned at most: denoiser and text encoder.
 

@@ -18,7 +18,10 @@ from dpldm.privacy.grid import add_gaussian_on_grid
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import CandidateScores, ClassMeans, Question
+from dpldm.privacy.questions import CandidateScores, ClassMeans, PublicClassHistogram, Question
+
+CERTAIN = 2.0
+"""Deviations of the noise that a cell must exceed to count: one in 44 empty ones does."""
 
 UNITS_AT_ONCE = 1024
 """Units whose latents are summed together: memory only."""
@@ -59,7 +62,10 @@ def ask(question: Question, total: Callable[[], Tensor], plan: PrivacyPlan, ledg
 
 
 def class_counts(places: Places, classes: int) -> Tensor:
-    """Sum over units of their shares in each class, (K,) float64. PRIVATE until it is noised."""
+    """Sum over units of their shares in each class, (K,) float64. PRIVATE until it is noised.
+
+    Any kinds will do for classes that are a function of an image and its label alone.
+    """
     shares = places.shares(places.known(classes))
     known = shares > 0
     return torch.zeros(classes, dtype=torch.float64).index_add_(0, places.labels[known], shares[known])
@@ -110,6 +116,18 @@ def class_shares(noised: Tensor) -> Tensor:
     positive = noised.double().clamp(min=0.0)
     total = positive.sum()
     return positive / total if total > 0 else torch.full_like(positive, 1 / len(positive))
+
+
+def shares_within_classes(question: PublicClassHistogram, noised: Tensor) -> Tensor:
+    """Shares of the public classes within each class, (K, C) float64, rows adding up to 1, from the answer (K C,).
+
+    Cells that noise alone could have filled (`CERTAIN` deviations) count as empty; most are. A class that has no other
+    takes the shares of all classes together, or equal ones if there are none.
+    """
+    cells = noised.double().view(-1, question.public_classes)
+    sure = torch.where(cells > CERTAIN * question.noise_multiplier, cells, torch.zeros_like(cells))
+    whole = class_shares(sure.sum(0))
+    return torch.stack([class_shares(row) if row.any() else whole for row in sure])
 
 
 def counts_by_share(shares: Tensor, count: int) -> tuple[int, ...]:

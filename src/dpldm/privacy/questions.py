@@ -60,15 +60,34 @@ class Question(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassHistogram(Question):
-    """How many units each declared class has. A unit's m images count 1/m each, in the class of each."""
-
-    kind = "class_histogram"
+class Histogram(Question):
+    """How many units there are of each of several kinds. A unit's m images count 1/m each, each where it belongs."""
 
     @property
     def replace_one(self) -> float:
         """sqrt 2: two vectors without a negative entry, of norm at most 1, are at most so far apart."""
         return math.sqrt(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassHistogram(Histogram):
+    """Of each declared class."""
+
+    kind = "class_histogram"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicClassHistogram(Histogram):
+    """Of each declared class within each class of the public backbone, which an image resembles most."""
+
+    kind = "public_class_histogram"
+    public_classes: int  # the backbone's
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        if type(self.public_classes) is not int or not 1 <= self.public_classes <= 1_000_000:
+            raise ValueError(f"The public classes of {self.kind} must be a whole number from 1 to 1,000,000.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +140,7 @@ class CandidateScores(Question):
 
 
 KINDS: dict[str, type[Question]] = {
-    question.kind: question for question in (ClassHistogram, ClassMeans, CandidateScores)
+    question.kind: question for question in (ClassHistogram, PublicClassHistogram, ClassMeans, CandidateScores)
 }
 
 

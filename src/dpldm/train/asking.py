@@ -5,8 +5,10 @@ wastes an attempt of that question's reserve, nothing else.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +18,9 @@ from dpldm.errors import UserError
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.queries import Places, ask, class_counts, class_means, class_sums
-from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
-from dpldm.privacy.selection import Plan
+from dpldm.privacy.queries import Places, ask, class_counts, class_sums
+from dpldm.privacy.questions import ClassHistogram, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.selection import Plan, trial_of
 from dpldm.run import Run, require_same_backbone
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
@@ -42,7 +44,7 @@ def ask_all(
             and backbone.
     """
     for question in plan.queries:
-        if not isinstance(question, ClassHistogram | ClassMeans):
+        if not isinstance(question, ClassHistogram | PublicClassHistogram | ClassMeans):
             continue  # a trial's score, which is asked when there is a model
         try:
             ask_once(question, partial(_total, question, latents, classes), run, plan, ledger, backbone, entropy)
@@ -108,19 +110,25 @@ def read_answer(run: Run, plan: Plan, question: Question, ledger: Ledger, backbo
     return groups["answer"]["noised"]
 
 
-def noised_means(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: str) -> Tensor:
-    """The noised mean latent of each class, (K, d) float64, which the plan has asked for.
+Kind = TypeVar("Kind", bound=Question)
+
+
+def answered(kind: type[Kind], run: Run, plan: Plan, ledger: Ledger, backbone: str) -> tuple[Kind, Tensor] | None:
+    """The plan's question of that kind, and its noised answer; None if the plan has no such question.
 
     Raises:
-        UserError: see `read_answer`.
-        LookupError: the plan has no such question, or it has not been answered.
+        UserError: see `read_answer`; or it has not been answered, or its answer is gone.
     """
-    for question in plan.queries:
-        if isinstance(question, ClassMeans):
+    for question in trial_of(plan).queries:
+        if isinstance(question, kind):
             answer = read_answer(run, plan, question, ledger, backbone)
-            if answer is not None:
-                return class_means(question, answer)[0]
-    raise LookupError("The plan has no answer about class means.")
+            if answer is None:
+                raise UserError(
+                    f"The run {run.config.name!r} lacks its answer to the query {question.kind}: restore {run.answers} "
+                    "from a copy."
+                )
+            return question, answer
+    return None
 
 
 def places_of(latents: PrivateLatents) -> Places:
@@ -133,8 +141,19 @@ def _place(run: Run, question: Question) -> Path:
     return run.answers / f"{question.kind}.safetensors"
 
 
-def _total(question: ClassHistogram | ClassMeans, latents: PrivateLatents, classes: int) -> Tensor:
+def _total(question: Question, latents: PrivateLatents, classes: int) -> Tensor:
     """The sum that `question` asks for. PRIVATE."""
-    if isinstance(question, ClassHistogram):
-        return class_counts(places_of(latents), classes)
-    return class_sums(question, places_of(latents), latents.posterior.mean, classes)
+    places = places_of(latents)
+    if isinstance(question, ClassMeans):
+        return class_sums(question, places, latents.posterior.mean, classes)
+    if isinstance(question, PublicClassHistogram):
+        return class_counts(_in_cells(question, places, latents, classes), classes * question.public_classes)
+    return class_counts(places, classes)
+
+
+def _in_cells(question: PublicClassHistogram, places: Places, latents: PrivateLatents, classes: int) -> Places:
+    """The same places with the number of a pair of classes for a label, -1 where the label is unknown. PRIVATE."""
+    if latents.publics is None:
+        raise ValueError("The public classes of the images are asked for, and have not been found.")
+    cells = places.labels * question.public_classes + latents.publics[places.records] - classes
+    return replace(places, labels=torch.where(places.known(classes), cells, -1))

@@ -1,7 +1,7 @@
 """Stage 3: Algorithm 1 of DP-LDM (arXiv 2305.15759). The only place where private images meet a gradient."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,9 +15,10 @@ from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
-from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.models.backbone import Backbone, load_backbone, public_classes_of
 from dpldm.models.denoiser import denoising_losses
 from dpldm.models.families import family_of
+from dpldm.models.public_classes import adapt, class_guesses, nearest
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy, random_units
@@ -27,8 +28,10 @@ from dpldm.privacy.ledger import Budgeted, BudgetExhausted, Head, Ledger, Ledger
 from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.queries import class_means
+from dpldm.privacy.questions import ClassMeans
 from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
-from dpldm.train.asking import ask_all, noised_means
+from dpldm.train.asking import answered, ask_all
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dpldm.train.optimizer import CorrectedAdam, averaged
 from dpldm.train.schedule import rate
@@ -86,6 +89,7 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
         images_per_group=plan.images_per_unit if plan.unit == "group" else None,
         keep=run.started,
     )
+    latents = with_public_classes(latents, backbone, config)
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
     return tuner, latents
@@ -107,7 +111,10 @@ def ask_and_start(
     """
     ask_all(run, plan, ledger, latents, len(run.config.data.labels), tuner.backbone_digest, entropy)
     if run.config.optimizer.warm_start_steps and tuner.updates == 0:
-        means = noised_means(run, plan, ledger, tuner.backbone_digest)
+        known = answered(ClassMeans, run, plan, ledger, tuner.backbone_digest)
+        if known is None:
+            raise ValueError("A start from class means, and the plan does not ask for them.")
+        means, _ = class_means(*known)
         tuner.start_from(means.float().view(-1, *latents.posterior.mean.shape[1:]), scheduler)
 
 
@@ -213,10 +220,14 @@ def example_losses(
 
 
 def told(network: nn.Module, latents: PrivateLatents, rows: Tensor, hidden: Tensor) -> Tensor:
-    """What the network is told about each record, as its family's condition: the label or the caption, or that there is
-    none, where it is `hidden` (B,) or the record has no label."""
+    """What the network is told about each record, as its family's condition: the label, perhaps with a public class, or
+    the caption; or that there is none, where it is `hidden` (B,) or the record has no label."""
     family, labels = family_of(network), latents.labels[rows]
     null = family.null(network)
+    if latents.publics is not None:
+        publics = latents.publics[rows]
+        pairs = torch.stack([torch.where(labels < 0, publics, labels), publics], 1)
+        return family.condition(network, torch.where(hidden[:, None], null, pairs))
     if latents.tokens is None:
         return family.condition(network, torch.where(hidden | (labels < 0), null, labels))
     return family.condition(network, torch.where(hidden[:, None], null, latents.tokens[rows]))
@@ -299,7 +310,7 @@ class Tuner(Learner):
     """The tuned network."""
 
     def __init__(self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan) -> None:
-        backbone.family.adapt(backbone.denoiser, len(config.data.labels))
+        adapt(backbone.denoiser, config)
         self.network: nn.Module = backbone.denoiser.eval()
         trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
         super().__init__(trainable, backbone.digest, config.optimizer, plan)
@@ -422,6 +433,20 @@ def tokenizer_of(backbone: Backbone) -> Callable[[Sequence[str]], Tensor] | None
     """Captions to ids (N, T), for a backbone that is told captions."""
     family = backbone.family
     return partial(family.tokens, backbone.denoiser) if family.told == "captions" else None
+
+
+def with_public_classes(latents: PrivateLatents, backbone: Backbone, config: RunConfig) -> PrivateLatents:
+    """The records with the public class that each resembles, if the network is told it.
+
+    Args:
+        backbone: adapted to the config, and not tuned yet.
+    """
+    if config.privacy.public_classes_noise is None:
+        return latents
+    first = len(config.data.labels)
+    ids = torch.arange(first, first + public_classes_of(config.backbone))
+    guesses = class_guesses(backbone.denoiser, backbone.scheduler, ids, latents.posterior.mean.shape[1:])
+    return replace(latents, publics=first + nearest(latents.posterior.mean, guesses))
 
 
 def stand_ins(posterior: Posterior, labels: Tensor, usable: Tensor, network: nn.Module) -> PrivateLatents:

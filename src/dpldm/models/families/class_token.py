@@ -55,9 +55,13 @@ class ClassToken(Family):
         """See `Family.condition`."""
         return condition(ids, class_count(network))
 
-    def adapt(self, network: nn.Module, classes: int) -> None:
+    def public_classes(self, settings: Mapping[str, Any]) -> int:
+        """See `Family.public_classes`."""
+        return int(settings["encoder_hid_dim"]) - 1
+
+    def adapt(self, network: nn.Module, classes: int, *, keep_public: bool = False) -> None:
         """See `Family.adapt`."""
-        adapt_to_labels(network, classes)
+        adapt_to_labels(network, classes, keep_public=keep_public)
 
 
 def build_denoiser(
@@ -95,22 +99,30 @@ def class_count(denoiser: UNet2DConditionModel) -> int:
 
 
 def condition(labels: Tensor, classes: int) -> Tensor:
-    """One-hot context for the embedder: labels (N,) in [0, classes], `classes` = no label -> (N, 1, classes + 1)."""
-    return F.one_hot(labels, classes + 1).float()[:, None]
+    """Context for the embedder: 1 at each label of (N,) or (N, T) in [0, classes], `classes` = no label; else 0.
+
+    Returns:
+        (N, 1, classes + 1): the token is the sum of the labels' rows.
+    """
+    hot = F.one_hot(labels, classes + 1)
+    return (hot if labels.dim() == 1 else hot.amax(1)).float()[:, None]
 
 
 @torch.no_grad()
-def adapt_to_labels(denoiser: UNet2DConditionModel, classes: int) -> None:
+def adapt_to_labels(denoiser: UNet2DConditionModel, classes: int, *, keep_public: bool = False) -> None:
     """Give the embedder one row per private label by a rule that sees no private image, in place.
 
-    The null row is copied; every class row starts at the mean of the public class rows, so that before
-    fine-tuning all labels mean "an average public image" and no label is favoured.
+    The null row, the last, is copied. Every class row starts at the mean of the public class rows, so that before
+    fine-tuning all labels mean "an average public image" and no label is favoured. With `keep_public` the public rows
+    stay, behind the private ones, which start at 0: what is added to a public row.
     """
     old = denoiser.encoder_hid_proj
-    public_classes = old.in_features - 1
-    new = nn.Linear(classes + 1, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+    public, null = old.weight[:, :-1], old.weight[:, -1:]
+    mean = public.mean(1, keepdim=True).expand(-1, classes)
+    columns = [torch.zeros_like(mean), public, null] if keep_public else [mean, null]
+    weight = torch.cat(columns, 1)
+    new = nn.Linear(weight.shape[1], old.out_features, device=old.weight.device, dtype=old.weight.dtype)
     new.bias.copy_(old.bias)
-    new.weight[:, :classes] = old.weight[:, :public_classes].mean(1, keepdim=True)
-    new.weight[:, classes] = old.weight[:, public_classes]
+    new.weight.copy_(weight)
     denoiser.encoder_hid_proj = new
-    denoiser.register_to_config(encoder_hid_dim=classes + 1)
+    denoiser.register_to_config(encoder_hid_dim=weight.shape[1])

@@ -76,12 +76,20 @@ class Family(ABC):
         """What `predict` takes for ids (N,) or (N, T), one row each."""
         return ids
 
+    def public_classes(self, settings: Mapping[str, Any]) -> int:
+        """How many classes a public denoiser of these settings is told, if private ones can join them; else 0."""
+        return 0
+
     def tokens(self, network: nn.Module, texts: Sequence[str]) -> Tensor:
         """The ids of captions, (N, T) int64; only for a family that is told captions."""
         raise NotImplementedError
 
-    def adapt(self, network: nn.Module, classes: int) -> None:
+    def adapt(self, network: nn.Module, classes: int, *, keep_public: bool = False) -> None:
         """Make room for so many private classes, in place, by a rule that sees no private image.
+
+        Args:
+            keep_public: keep the public classes too, where there are any (`public_classes`): an image is then told by
+                two ids, one of each kind.
 
         Raises:
             UserError: there is none.

@@ -64,7 +64,7 @@ class Transformer(Family):
         """See `Family.null`."""
         return torch.tensor(int(self.settings(network)["num_embeds_ada_norm"]))
 
-    def adapt(self, network: nn.Module, classes: int) -> None:
+    def adapt(self, network: nn.Module, classes: int, *, keep_public: bool = False) -> None:
         """See `Family.adapt`. Every class starts at the mean of the public ones, as in families/class_token.py."""
         if classes > STOCK_CLASSES:
             raise UserError(f"data.labels has {classes} classes, a DiTPipeline holds {STOCK_CLASSES}: declare fewer.")
