@@ -22,6 +22,7 @@ from dpldm.cli import COMMANDS, main
 from dpldm.commands.run import overrides
 from dpldm.data.readers import open_source
 from dpldm.errors import UserError
+from tiny_runs import write_images
 
 Capture = pytest.CaptureFixture[str]
 HEAVY = ["torch", "diffusers", "pydantic", "rich", "numpy", "scipy", "PIL", "yaml", "dp_accounting"]
@@ -159,6 +160,12 @@ def empty(raw: dict[str, Any]) -> None:
     Path(raw["data"]["path"]).mkdir()
 
 
+def ask_too_much(raw: dict[str, Any]) -> None:
+    """Test images, and a protocol that needs more synthetic ones than are drawn."""
+    raw["data"]["test_path"] = str(write_images(Path(raw["data"]["path"]).parent / "test", seed=1))
+    raw["evaluation"]["protocol"] = "full"
+
+
 MISTAKES: dict[str, tuple[Any, str]] = {
     "missing folder": (remove, r"There is nothing at .*: correct data\.path"),
     "empty folder": (empty, r"\bimages?\b"),
@@ -185,8 +192,9 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "trainable is malformed": ({"trainable": "("}, r"trainable '\(' is no valid regular expression"),
     "unknown sampler": ({"sampling": {"sampler": "euler"}}, r"sampling\.sampler is not valid"),
     "missing test images": ({"data": {"test_path": "nowhere"}}, r"There is nothing at nowhere"),
+    "tested on training images": ({"data": {"test_path": "images"}}, r"data\.test_path is data\.path"),
     "too few samples to evaluate": (
-        {"data": {"test_path": "images"}, "evaluation": {"protocol": "full"}},
+        ask_too_much,
         r"The evaluation full needs 60,000 synthetic images.*raise sampling\.count or set evaluation\.protocol",
     ),
 }

@@ -24,6 +24,7 @@ _HOMES = {
     "UserError": "dpldm.errors",
     "audit": "dpldm.auditing",
     "evaluate": "dpldm.evaluation.evaluate",
+    "evaluate_foreign": "dpldm.evaluation.evaluate",
     "finetune": "dpldm.train.finetune",
     "load_backbone": "dpldm.models.backbone",
     "load_config": "dpldm.loading",

@@ -52,7 +52,9 @@ COMMANDS: dict[str, Command] = {
     "ledger": Command("dpldm.commands.ledger", "show or verify the record of what was spent on a data set"),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
     "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, show one, or draw from it"),
-    "public": Command("dpldm.commands.public", "make public image sets: glyphs, icons, a folder, digits"),
+    "public": Command(
+        "dpldm.commands.public", "make public image sets (glyphs, icons, a folder, digits), or check a published one"
+    ),
 }
 
 

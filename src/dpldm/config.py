@@ -129,7 +129,8 @@ class DataConfig(Section):
     group_column: str | None = None
     """Column that names the person or patient of each image, for privacy.unit: group. Blank: a group of its own."""
     window: tuple[int, int] | None = None
-    """Values of 16-bit images that become black and white."""
+    """Values of 16-bit images that become black and white; for DICOM in the image's unit, such as Hounsfield. Blank:
+    DICOM images are shown by the window that each of them names, other 16-bit images cannot be read."""
     crop: Literal["center", "none"] = "center"
     """How images that are not square are made square: centre crop, or padding."""
     test_path: Path | None = None
@@ -353,8 +354,10 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """Internal measurements against data.test_path."""
 
-    protocol: Literal["full", "screen", "quick"] = "full"
-    """full: 50,000 + 10,000 synthetic, 50 epochs; screen: 10,000, CNN, 10 epochs; quick: what there is, CNN."""
+    protocol: Literal["full", "screen", "quick", "paper-colour", "dpimagebench", "dpimagebench-cifar"] = "full"
+    """full: 50,000 + 10,000 synthetic, CNN, MLP and logistic regression, 50 epochs; screen: 10,000, CNN, 10 epochs;
+    quick: what there is, CNN; paper-colour: as full, but ResNet-9 and WRN-40-4, 10 epochs; dpimagebench: 55,000 +
+    5,000, ResNet-110, WRN-40-4 and ResNeXt-29, 50 epochs; dpimagebench-cifar: its larger ones, 200 epochs."""
     seeds: tuple[int, ...] = (0,)
     """One classifier of each kind per seed."""
     extractor: Literal["efficientnet-lite0", "inception-v3"] = "efficientnet-lite0"

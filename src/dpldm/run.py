@@ -115,14 +115,22 @@ class Run:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._require_space()
-            self.private.mkdir(exist_ok=True)
-            os.chmod(self.private, stat.S_IRWXU)
+            self.make_private()
             self.note_settings()
         except OSError as error:
             raise UserError(
                 f"The run folder {self.directory} cannot be written ({error.strerror}): "
                 "free space or choose another runtime.output."
             ) from error
+
+    def make_private(self) -> None:
+        """Make the folder for what may not be published, for the account's own eyes.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self.private.mkdir(parents=True, exist_ok=True)
+        os.chmod(self.private, stat.S_IRWXU)
 
     def note_settings(self) -> None:
         """Write the resolved config. Every stage does, so that it shows what images were drawn and measured with.

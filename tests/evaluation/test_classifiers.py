@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from dpldm.errors import UserError
 from dpldm.evaluation import classifiers
 from dpldm.evaluation.classifiers import Kind, TrainedClassifier, build_network, train_classifier
+from dpldm.evaluation.recipes import Recipe
 
 KINDS: tuple[Kind, ...] = ("cnn", "mlp", "logreg")
+QUICK = Recipe(learning_rate=1e-3, batch_size=32)
 
 
 def blobs(n: int, seed: int, *, side: int = 12, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +29,8 @@ def blobs(n: int, seed: int, *, side: int = 12, channels: int = 1) -> tuple[np.n
 
 
 def _train(kind: Kind, seed: int = 0, epochs: int = 6, **settings: object) -> TrainedClassifier:
-    options = {"validation": blobs(150, 1), "batch_size": 32, "learning_rate": 1e-3, **settings}
+    recipe = Recipe(learning_rate=float(settings.pop("learning_rate", 1e-3)), batch_size=32)  # type: ignore[arg-type]
+    options = {"validation": blobs(150, 1), "recipe": recipe, **settings}
     return train_classifier(kind, *blobs(600, 0), classes=4, epochs=epochs, seed=seed, **options)  # type: ignore[arg-type]
 
 
@@ -49,9 +52,7 @@ def test_blobs_are_learnt(kind: Kind) -> None:
 
 def test_colour_images_are_learnt() -> None:
     train, held_out = blobs(400, 0, side=8, channels=3), blobs(100, 1, side=8, channels=3)
-    trained = train_classifier(
-        "mlp", *train, classes=4, epochs=8, seed=0, validation=held_out, batch_size=32, learning_rate=1e-3
-    )
+    trained = train_classifier("mlp", *train, classes=4, epochs=8, seed=0, validation=held_out, recipe=QUICK)
     assert trained.accuracy(*blobs(200, 2, side=8, channels=3)) >= 0.95
 
 
@@ -107,9 +108,7 @@ def test_bfloat16_agrees_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     for half in (False, True):
         monkeypatch.setattr(classifiers, "_bfloat16_pays", lambda half=half: half)
         train, held_out = blobs(256, 0, side=10), blobs(100, 1, side=10)
-        trained = train_classifier(
-            "cnn", *train, classes=4, epochs=4, seed=0, validation=held_out, batch_size=32, learning_rate=1e-3
-        )
+        trained = train_classifier("cnn", *train, classes=4, epochs=4, seed=0, validation=held_out, recipe=QUICK)
         images, labels = blobs(200, 2, side=10)
         accuracies.append(trained.accuracy(images, labels))
         predictions.append(trained.predict(images))

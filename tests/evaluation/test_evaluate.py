@@ -13,7 +13,7 @@ from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import MissingExtra, UserError
 from dpldm.evaluation import evaluate as module
-from dpldm.evaluation.evaluate import check_evaluation, evaluate
+from dpldm.evaluation.evaluate import check_evaluation, evaluate, protocol_of
 from dpldm.report.forecast import evaluation_table
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
@@ -55,7 +55,8 @@ def test_a_run_is_measured_and_marked_internal(config: RunConfig) -> None:
     score = result.utility.scores["cnn"]
     assert score.mean * 40 == pytest.approx(round(score.mean * 40)), "a share of 40 test images"
     assert epochs[-1] == ("cnn", 0, 5, 5)
-    assert [(d.name, d.extractor, d.n_real, d.n_fake) for d in result.distances] == [("KID", "means", 40, 24)]
+    assert [d.name for d in result.distances] == ["KID", "precision", "recall"]
+    assert {(d.extractor, d.n_real, d.n_fake) for d in result.distances} == {("means", 40, 24)}
     text = shown(result)
     assert "INTERNAL" in text
     assert f"{100 * score.mean:.1f} %" in text
@@ -97,7 +98,7 @@ def test_without_classes_there_are_distances_only(config: RunConfig, monkeypatch
     check_evaluation(plain)
     result = evaluate(plain)
     assert result.utility is None
-    assert len(result.distances) == 1
+    assert len(result.distances) == 3
     assert "KID-means" in shown(result)
     assert result.to_json()["utility"] is None
 
@@ -141,6 +142,17 @@ def test_without_test_images_it_is_refused(check: Any, finished_copy: RunConfig,
         check(changed(finished_copy, "data", test_path=tmp_path / "nothing"))
 
 
+def test_training_images_are_no_test_images(config: RunConfig, tmp_path: Path) -> None:
+    """The same place is fine for what has a part for each, and for nothing else."""
+    with pytest.raises(UserError, match=r"data\.test_path is data\.path, and this set has no test part"):
+        check_evaluation(changed(config, "data", path=config.data.test_path / "." / ".." / config.data.test_path.name))
+    pixels, labels = np.zeros((12, 16, 16), np.uint8), np.arange(12) % 2
+    arrays = {f"{part}_images": pixels for part in ("train", "test")}
+    arrays |= {f"{part}_labels": np.array(["dark", "light"])[labels] for part in ("train", "test")}
+    np.savez(tmp_path / "set.npz", **arrays)
+    check_evaluation(changed(config, "data", path=tmp_path / "set.npz", test_path=tmp_path / "set.npz"))
+
+
 @pytest.mark.parametrize(("protocol", "needed"), [("full", "60,000"), ("screen", "10,000")])
 def test_a_protocol_needs_its_images(protocol: str, needed: str, config: RunConfig) -> None:
     asked = changed(config, "evaluation", protocol=protocol)
@@ -149,6 +161,12 @@ def test_a_protocol_needs_its_images(protocol: str, needed: str, config: RunConf
     with pytest.raises(UserError, match=needed):
         evaluate(asked)
     check_evaluation(changed(asked, "sampling", count=int(needed.replace(",", ""))))
+
+
+def test_the_benchmark_leaves_one_network_out_for_larger_images(config: RunConfig) -> None:
+    asked = changed(config, "evaluation", protocol="dpimagebench")
+    for side, kinds in ((32, ("resnet-110", "wrn-40-4", "resnext-29")), (33, ("resnet-110", "wrn-40-4"))):
+        assert protocol_of(changed(asked, "data", image_size=side), 0).kinds == kinds
 
 
 def test_a_check_writes_nothing(config: RunConfig) -> None:

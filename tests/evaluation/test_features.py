@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpldm.errors import MissingExtra, UserError
-from dpldm.evaluation.features import EfficientNetLite0
+from dpldm.evaluation.features import Classifying, EfficientNetLite0
 from dpldm.evaluation.fidelity import kid
 
 
@@ -85,3 +85,11 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(MissingExtra, match=r"dpldm\[features\]"):
         EfficientNetLite0()
+
+
+def test_class_logits_are_those_of_the_whole_network(extractor: EfficientNetLite0) -> None:
+    images = np.random.default_rng(4).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = extractor.network((torch.tensor(images).permute(0, 3, 1, 2).float() - 127) / 128)
+    np.testing.assert_allclose(extractor.logits(extractor(images)), expected.numpy(), atol=1e-4)
+    assert isinstance(extractor, Classifying)

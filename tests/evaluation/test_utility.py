@@ -1,6 +1,7 @@
 """Train on synthetic, test on real: the protocols, the scores, the interval."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from dpldm.config import EvaluationConfig
 from dpldm.errors import UserError
+from dpldm.evaluation.recipes import Recipe
 from dpldm.evaluation.utility import (
+    DPIMAGEBENCH,
+    DPIMAGEBENCH_CIFAR,
     FULL,
+    PAPER_COLOUR_PROTOCOL,
+    PROTOCOLS,
     SCREEN,
     Protocol,
     UtilityResult,
@@ -92,6 +99,31 @@ def test_the_protocols_have_the_stated_sizes() -> None:
     assert FULL.kinds == ("cnn", "mlp", "logreg")
     assert (SCREEN.images, SCREEN.epochs, SCREEN.kinds) == (10_000, 10, ("cnn",))
     assert SCREEN.validation == 10_000 // 6
+    assert (PAPER_COLOUR_PROTOCOL.images, PAPER_COLOUR_PROTOCOL.kinds) == (60_000, ("resnet9", "wrn-40-4"))
+    for protocol, epochs in ((DPIMAGEBENCH, 50), (DPIMAGEBENCH_CIFAR, 200)):
+        assert (protocol.train, protocol.validation, protocol.epochs) == (55_000, 5_000, epochs)
+        assert [kind.split("-")[0] for kind in protocol.kinds] == ["resnet", "wrn", "resnext"]
+
+
+def test_every_protocol_can_be_asked_for() -> None:
+    choices = get_args(EvaluationConfig.model_fields["protocol"].annotation)
+    assert {*PROTOCOLS, "quick"} == set(choices)
+
+
+def test_mean_and_best_of_several_classifiers_are_two_numbers() -> None:
+    result = _evaluate(seeds=(0, 1), protocol=Protocol("short", 60, 10, 1, kinds=("mlp", "logreg")))
+    means = {kind: score.mean for kind, score in result.scores.items()}
+    assert result.summary.mean == pytest.approx(sum(means.values()) / 2)
+    assert result.summary.best == max(means.values())
+    assert means[result.summary.best_kind] == result.summary.best
+    assert result.to_json()["summary"]["best_kind"] == result.summary.best_kind
+
+
+def test_a_protocols_recipe_is_used() -> None:
+    still = Protocol("still", 60, 10, 3, kinds=("mlp",), recipe=Recipe(learning_rate=1e-12))
+    moved = Protocol("moved", 60, 10, 3, kinds=("mlp",), recipe=Recipe(learning_rate=1e-2))
+    assert _evaluate(protocol=still).scores["mlp"].epochs == (1,)
+    assert _evaluate(protocol=moved).scores["mlp"].mean > 0.9
 
 
 @given(n=st.integers(6, 100_000))

@@ -8,6 +8,7 @@ from dpldm.data.ingest import ingest
 from dpldm.data.latents import preprocessing_of, private_source
 from dpldm.device import chosen_device
 from dpldm.evaluation.evaluate import protocol_of, real_test_images
+from dpldm.evaluation.recipes import PAPERS
 from dpldm.evaluation.utility import Protocol, train_on_synthetic
 from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run
@@ -53,4 +54,6 @@ def real(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
 def _with_real_images(protocol: Protocol, images: int) -> Protocol:
     """The CNN alone, and fewer images where there are not as many real ones."""
     held_out = min(protocol.validation, images // 6)
-    return replace(protocol, kinds=("cnn",), train=min(protocol.train, images - held_out), validation=held_out)
+    return replace(
+        protocol, kinds=("cnn",), recipe=PAPERS, train=min(protocol.train, images - held_out), validation=held_out
+    )

@@ -1,20 +1,23 @@
-"""`dpldm public glyphs|icons|folder|digits`."""
+"""`dpldm public glyphs|icons|folder|digits|check`."""
 
 import argparse
 from pathlib import Path
 
 from dpldm.console import add_manners, conclude, following_stages, manners, out
 from dpldm.data.bundled import write_digits
+from dpldm.data.names import printable
+from dpldm.data.presence import check
 from dpldm.data.public.collection import require_place
 from dpldm.data.public.folder import make_from_folder
 from dpldm.data.public.glyphs import make_glyphs
 from dpldm.data.public.icons import make_icons
+from dpldm.data.published import SETS, lines_of, published
 from dpldm.progress import OnProgress
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
-    """Make one public set."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|digits")
+    """Make one public set, or look at a published one."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|digits|check")
     glyphs = kinds.add_parser("glyphs", help="letters of free fonts, jittered like handwriting")
     glyphs.add_argument("--fonts", type=Path, nargs="*", help="folders of font files (default: installed fonts)")
     glyphs.add_argument(
@@ -39,7 +42,12 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     for kind in (glyphs, icons, folder, digits):
         kind.add_argument("--output", type=Path, required=True, help="folder to write")
         add_manners(kind)
+    checked = kinds.add_parser("check", help="a published set: where to get it, what of it is there")
+    checked.add_argument("name", nargs="?", help=f"one of {', '.join(SETS)} (all are listed)")
+    checked.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="folder to look into")
     given = parser.parse_args(words)
+    if given.kind == "check":
+        return _check(given.name, given.directory)
     with manners(given), following_stages(f"public {given.kind}") as on_progress:
         return _make(given, on_progress)
 
@@ -86,3 +94,23 @@ def _make(given: argparse.Namespace, on_progress: OnProgress) -> int:
     sheets = {path.stem.replace("-", " "): path for path in sorted(given.output.glob("*-sheet.png"))}
     conclude(given, {"images": len(made)}, {"folder": given.output} | sheets, ())
     return 0
+
+
+def _check(name: str | None, directory: Path | None) -> int:
+    """Exit code 1 if something of the set is missing or wrong."""
+    if name is None:
+        for known, entry in SETS.items():
+            out.print(f"{known:18}{entry.title}")
+        return 0
+    entry = published(name)
+    rows = list(lines_of(name, entry))
+    findings = None if directory is None else check(entry, directory)
+    if findings is not None:
+        rows += [("there", ", ".join(findings.there) or "nothing")]
+        rows += [("MISSING", what) for what in findings.missing]
+        rows += [("optional", f"not there: {what}") for what in findings.optional]
+        rows += [("opened", line) for line in findings.opened]
+        rows += [("WRONG", line) for line in findings.problems]
+    for heading, text in rows:
+        out.print(f"{heading:10}{printable(text)}", markup=False)
+    return 0 if findings is None or findings.complete else 1

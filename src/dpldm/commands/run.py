@@ -35,10 +35,21 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
         )
     if name == "plan":
         parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
+    if name == "sample":
+        parser.add_argument(
+            "--gen-npz", type=Path, metavar="FILE", help="also write the images as DPImageBench's gen.npz"
+        )
+    if name == "evaluate":
+        parser.add_argument(
+            "--synthetic",
+            type=Path,
+            metavar="PATH",
+            help="a folder or .npz of another tool, instead of the run's images",
+        )
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
     add_manners(parser)
-    parser.set_defaults(command=name, choices=False)
+    parser.set_defaults(command=name, choices=False, gen_npz=None, synthetic=None)
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
@@ -224,18 +235,27 @@ def _sample(config: RunConfig, given: argparse.Namespace) -> Facts:
     follow(sample(config), "sample", describe)
     drawn = load_synthetic(config)
     save_contact_sheet(Run(config).directory / "contact-sheet.png", drawn.images, drawn.labels)
+    if given.gen_npz:
+        from dpldm.data.export import export_gen_npz
+
+        export_gen_npz(given.gen_npz, drawn.images, drawn.labels)
+        out.print(f"DPImageBench's format: {given.gen_npz}")
     return {"images": len(drawn.images)}
 
 
 def _evaluate(config: RunConfig, given: argparse.Namespace) -> Facts:
-    from dpldm.evaluation.evaluate import evaluate
+    from dpldm.evaluation.evaluate import evaluate, evaluate_foreign
     from dpldm.report.forecast import evaluation_table
     from dpldm.run import Run
 
     # The console of a run is outside: what reads private images is shown only to who asks for it.
     shown = config.privacy.public_benchmark or given.command == "evaluate"
     with following("evaluate", timed=shown) as show:
-        result = evaluate(config, lambda kind, seed, done, total: show(done, total, f"epochs of {kind}, seed {seed}"))
+
+        def on_epoch(kind: str, seed: int, done: int, total: int) -> None:
+            show(done, total, f"epochs of {kind}, seed {seed}")
+
+        result = evaluate_foreign(config, given.synthetic, on_epoch) if given.synthetic else evaluate(config, on_epoch)
     if not shown:
         out.print(f"evaluation: INTERNAL, see {Run(config).private / 'evaluation.json'} or run `dpldm evaluate`")
         return None

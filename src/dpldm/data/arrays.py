@@ -1,10 +1,7 @@
-"""Images that lie in one array: `.npz` files, and the IDX files of MNIST."""
+"""Images that lie in one array, and the `.npz` files that hold such arrays."""
 
-import gzip
-import math
-import struct
-import zlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dpldm.data.decode import MAX_PIXELS, Unreadable
-from dpldm.data.source import Source
+from dpldm.data.source import Source, Wanted
 from dpldm.errors import UserError
 
 MAX_ARRAY_BYTES = 16 * 2**30
 """Uncompressed size above which an array file is refused."""
-SPLITS = ("train", "val", "test")
-"""The parts that one array file, or one folder of IDX files, can hold."""
 
 _ROWS_AT_ONCE = 4096
-_IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,8 +43,8 @@ class ArraySource(Source):
             raise Unreadable(self.unreadable[index])
 
 
-def open_npz(path: Path, split: str) -> ArraySource:
-    """An `.npz` with `x` (and `y`), or MedMNIST's `{split}_images` and `{split}_labels`.
+def open_npz(path: Path, wanted: Wanted) -> Source | None:
+    """An `.npz` with `x` (and `y`), or MedMNIST's `{split}_images` and `{split}_labels`; None for anything else.
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W): uint8, uint16 (grey), or float in [0, 1]. A row
     of floats outside that range is an unreadable record. Pickled objects are never loaded.
@@ -58,6 +52,9 @@ def open_npz(path: Path, split: str) -> ArraySource:
     Raises:
         UserError: the file is no such archive.
     """
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    split = wanted.split
     try:
         with np.load(path, allow_pickle=False) as archive:
             if sum(member.file_size for member in archive.zip.infolist()) > MAX_ARRAY_BYTES:
@@ -75,70 +72,32 @@ def open_npz(path: Path, split: str) -> ArraySource:
         raise UserError(
             f"{path} cannot be read as an .npz of plain arrays ({type(error).__name__}): write it again."
         ) from None
-    return _array_source(f".npz archive ({images_name})", path, images, labels)
+    found = array_source(f".npz archive ({images_name})", path, images, labels)
+    return found if images_name == "x" else replace(found, split=split)
 
 
-def open_idx(images_path: Path) -> ArraySource:
-    """An IDX file of images, `.gz` or not, and the file of labels that lies beside it under MNIST's naming.
-
-    Raises:
-        UserError: one of the files is truncated or is not IDX of unsigned bytes.
-    """
-    images = _read_idx(images_path)
-    candidate = images_path.name.replace("images", "labels").replace("idx3", "idx1")
-    stem = candidate.removesuffix(".gz")
-    beside = [images_path.with_name(name) for name in (candidate, stem, f"{stem}.gz")]
-    labels_path = next((p for p in beside if p.is_file() and p.name != images_path.name), None)
-    labels = None if labels_path is None else _read_idx(labels_path)
-    return _array_source("IDX file", images_path, images, labels)
-
-
-def find_idx(root: Path, split: str) -> Path | None:
-    """The IDX file of a split's images in a folder laid out like MNIST; None when the folder holds none.
-
-    Raises:
-        UserError: the folder holds IDX files, but not those of this split.
-    """
-    found = {
-        name: root / f"{prefix}-images{separator}idx3-ubyte{ending}"
-        for name, prefix in _IDX_PREFIX.items()
-        for separator in ".-"
-        for ending in (".gz", "")
-        if (root / f"{prefix}-images{separator}idx3-ubyte{ending}").is_file()
-    }
-    if found and split not in found:
-        raise UserError(f"{root} has no IDX images of the split {split!r}: it has {', '.join(sorted(found))}.")
-    return found.get(split)
-
-
-def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """IDX: two zero bytes, type (8 = unsigned byte), number of axes, their big-endian lengths, data."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            zero, kind, axes = struct.unpack(">HBB", file.read(4))
-            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
-            size = math.prod(shape)
-            if zero or kind != 8 or size > MAX_ARRAY_BYTES:
-                raise ValueError
-            data = file.read(size + 1)
-    except (OSError, EOFError, ValueError, MemoryError, struct.error, zlib.error) as error:
-        raise UserError(
-            f"{path} is not an IDX file of unsigned bytes ({type(error).__name__}): get it again."
-        ) from None
-    if len(data) != size:
-        raise UserError(f"{path} does not hold as many bytes as its header says: get it again.")
-    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
-
-
-def _array_source(
-    layout: str, path: Path, images: NDArray[np.generic], labels: NDArray[np.generic] | None
+def array_source(
+    layout: str,
+    path: Path,
+    images: NDArray[np.generic],
+    labels: NDArray[np.generic] | None,
+    names: Mapping[str, str] | None = None,
 ) -> ArraySource:
+    """Images and labels of any of the forms that `open_npz` allows.
+
+    Args:
+        path: where they are from, for messages.
+        names: what the labels stand for, if they are not names already.
+
+    Raises:
+        UserError: they are of another form, or do not fit together.
+    """
     shaped = _channels_last(path, images)
     pixels, unreadable = _pixels(path, shaped)
     return ArraySource(
         layout=layout,
         keys=[f"{row:08d}" for row in range(len(pixels))],
-        labels=None if labels is None else _label_names(path, labels, len(pixels)),
+        labels=None if labels is None else _label_names(path, labels, len(pixels), names),
         array=pixels,
         unreadable=unreadable,
     )
@@ -180,10 +139,15 @@ def _pixels(path: Path, images: NDArray[np.generic]) -> tuple[NDArray[np.uint8] 
     return pixels, unreadable
 
 
-def _label_names(path: Path, labels: NDArray[np.generic], count: int) -> list[str]:
+def _label_names(path: Path, labels: NDArray[np.generic], count: int, names: Mapping[str, str] | None) -> list[str]:
     """Labels (N,) or (N, 1), integers or text, as text."""
     if labels.shape not in ((count,), (count, 1)):
         raise UserError(f"{path} does not hold one label for each image: give labels of shape (N,) or (N, 1).")
     if labels.dtype.kind not in "iuU":
         raise UserError(f"{path} holds labels of type {labels.dtype}: give whole numbers or text.")
-    return [str(label) for label in labels.reshape(-1).tolist()]
+    texts = [str(label) for label in labels.reshape(-1).tolist()]
+    if names is None:
+        return texts
+    if not names.keys() >= set(texts):
+        raise UserError(f"{path} has labels that the list of its classes does not name: get both again.")
+    return [names[text] for text in texts]

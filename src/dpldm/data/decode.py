@@ -1,4 +1,4 @@
-"""One image file, written by anyone, to a Pillow image in one of five modes, or `Unreadable`.
+"""One image file, written by anyone, to a Pillow image in one of six modes, or `Unreadable`.
 
 The file is hostile until shown otherwise: formats are a closed list, sizes are checked on the header,
 before a pixel is decoded, and no other exception leaves this module.
@@ -21,6 +21,7 @@ MAX_PIXELS = 64 * 10**6
 """An image of more pixels (width x height) is unreadable."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """The decoders that are used, whatever the ending of the file's name says."""
+TOO_MANY_PIXELS = f"has more than {MAX_PIXELS // 10**6} megapixels"
 
 # Never follow a link, never wait for the writer of a FIFO.
 _OPEN_FLAGS = (
@@ -31,6 +32,7 @@ _OPEN_FLAGS = (
     | getattr(os, "O_BINARY", 0)
 )
 _EXIF_ORIENTATION = 0x0112
+_DICOM_MARK = slice(128, 132)
 _TIFF_PHOTOMETRIC = 262
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,8 +88,21 @@ def _read_regular(path: str) -> bytes:
         os.close(descriptor)
 
 
+def is_dicom(entry: os.DirEntry[str]) -> bool:
+    """Whether a file whose name says nothing (no ending, or a number, as in a unique identifier) holds DICOM."""
+    ending = os.path.splitext(entry.name)[1][1:]
+    if entry.name == "DICOMDIR" or (ending and not ending.isdigit()) or not entry.is_file(follow_symlinks=False):
+        return False
+    try:
+        with open(entry.path, "rb") as file:
+            return file.read(_DICOM_MARK.stop)[_DICOM_MARK] == b"DICM"
+    except OSError:
+        return False
+
+
 def decode(data: bytes) -> Image.Image:
-    """The image in an encoded file, upright, in mode L, LA, RGB, RGBA or I;16 (unsigned 16-bit grey).
+    """The image in an encoded file, upright, in mode L, LA, RGB, RGBA or I;16 (unsigned 16-bit grey); of a
+    DICOM file as `decode_dicom` gives it.
 
     Palettes become RGB or RGBA, CMYK and YCbCr become RGB, bilevel becomes L; a transparent colour
     becomes an alpha channel. The EXIF orientation is applied.
@@ -96,6 +111,10 @@ def decode(data: bytes) -> Image.Image:
         Unreadable: the format is not in `FORMATS`, the image has more than `MAX_PIXELS` pixels or more
             than one frame, is truncated or corrupt, or has pixels without a declared range (float).
     """
+    if data[_DICOM_MARK] == b"DICM":
+        from dpldm.data.dicom import decode_dicom
+
+        return decode_dicom(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the file
@@ -104,19 +123,16 @@ def decode(data: bytes) -> Image.Image:
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unreadable(_TOO_MANY_PIXELS) from None
+        raise Unreadable(TOO_MANY_PIXELS) from None
     except Exception as error:  # Pillow's decoders raise anything: OSError, SyntaxError, struct.error, ...
         detail = str(error) if isinstance(error, OSError) and "BytesIO" not in str(error) else ""
         raise Unreadable(f"cannot be decoded ({detail or type(error).__name__})") from None
 
 
-_TOO_MANY_PIXELS = f"has more than {MAX_PIXELS // 10**6} megapixels"
-
-
 def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
-        raise Unreadable(_TOO_MANY_PIXELS)
+        raise Unreadable(TOO_MANY_PIXELS)
     # A camera's MPO is a JPEG with previews behind it; its first frame is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise Unreadable("has more than one frame")

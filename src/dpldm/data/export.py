@@ -1,4 +1,4 @@
-"""Synthetic images to files that other tools open: an ImageFolder tree with a card, or `.npz`."""
+"""Synthetic images to files that other tools open: an ImageFolder tree with a card, `.npz`, or DPImageBench's."""
 
 import csv
 import io
@@ -79,6 +79,25 @@ def export_npz(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64])
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, buffer.getvalue())
+
+
+def export_gen_npz(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    """Writes what DPImageBench calls `gen.npz`: `x` float32 (N, C, H, W) in [0, 1] and `y` int64 (N,), class by number.
+
+    Raises:
+        UserError: the images have no classes, or `path` cannot be written.
+        ValueError: the arrays do not fit together.
+    """
+    _check(images, labels, None)
+    if (labels < 0).any():
+        raise UserError("DPImageBench's gen.npz holds a class for each image: sample with data.labels.")
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, x=images.transpose(0, 3, 1, 2).astype(np.float32) / 255, y=labels)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place.") from None
 
 
 def _check(images: NDArray[np.uint8], labels: NDArray[np.int64], label_names: Sequence[str] | None) -> None:

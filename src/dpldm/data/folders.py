@@ -1,19 +1,23 @@
-"""Folders of image files: one folder per class, a flat folder, or a folder with a metadata table."""
+"""Folders of image files: one folder per class, a flat folder, or a folder with a table about its files."""
 
 import os
 import posixpath
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from dpldm.data.decode import decode, read_file
+from dpldm.data.decode import decode, is_dicom, read_file
 from dpldm.data.names import has_image_suffix
-from dpldm.data.source import Source
+from dpldm.data.source import Source, Wanted
 from dpldm.data.tables import find_table, read_table
 from dpldm.errors import UserError
 
 FOLDER_PER_CLASS = "folder per class"
+
+Table = Mapping[str, list[str]]
+"""Columns by name, each with one text a row."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +41,7 @@ def open_folder(root: Path) -> FolderSource:
     Raises:
         UserError: images lie both in `root` and in sub-folders, so that it is unclear what the classes are.
     """
-    keys, ignored = _scan(root)
+    keys, ignored = scan(root)
     nested = ["/" in key for key in keys]
     if any(nested) and not all(nested):
         raise UserError(
@@ -50,62 +54,87 @@ def open_folder(root: Path) -> FolderSource:
     return FolderSource(layout=FOLDER_PER_CLASS, root=root, keys=keys, labels=labels, ignored=ignored)
 
 
-def open_metadata_folder(
-    root: Path,
-    *,
-    image_column: str,
-    label_column: str | None,
-    caption_column: str | None,
-    group_column: str | None,
-) -> FolderSource | None:
+def open_metadata_folder(root: Path, wanted: Wanted) -> FolderSource | None:
     """A folder with `metadata.csv`, `.jsonl` or `.parquet`; None when there is no such file.
 
     Without a column named by the caller, labels are read from a column `label`, captions from `caption` or
-    `text`. Rows are joined to files by name. A row whose file is missing stays, as an unreadable record.
+    `text`.
+
+    Raises:
+        UserError: see `folder_with_table`.
+    """
+    table_path = find_table(root) if root.is_dir() else None
+    if table_path is None:
+        return None
+    table = read_table(table_path)
+    found = folder_with_table(root, table_path, table, wanted, layout=f"folder with {table_path.name}")
+    files, others = scan(root)
+    return replace(found, ignored=sorted({*files, *others} - {*found.keys, table_path.name}))
+
+
+def folder_with_table(
+    root: Path, table_path: Path, table: Table, wanted: Wanted, *, layout: str, rows: Iterable[int] | None = None
+) -> FolderSource:
+    """The files that a table names. Rows are joined to files by name, and one whose file is missing stays, as an
+    unreadable record.
+
+    Args:
+        table_path: where the table is from, for messages.
+        wanted: the columns to take; a label or caption that it does not name is one called `label`, or `caption` or
+            `text`.
+        rows: those of the table to take, because they are of the wanted split; None takes all.
 
     Raises:
         UserError: a named column is missing, a file is listed twice, or a row has no file.
     """
-    table_path = find_table(root)
-    if table_path is None:
-        return None
-    table = read_table(table_path)
     columns: dict[str, str | None] = {
-        "label": label_column or _first_of(table, ("label",)),
-        "caption": caption_column or _first_of(table, ("caption", "text")),
-        "group": group_column,
+        "label": wanted.label or first_of(table, ("label",)),
+        "caption": wanted.caption or first_of(table, ("caption", "text")),
+        "group": wanted.group,
     }
-    keys = _checked_keys(table_path, table, image_column, columns)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
+    keys = _checked_keys(table_path, table, wanted.image, columns)
+    order = sorted(range(len(keys)) if rows is None else rows, key=keys.__getitem__)
 
     def in_order(role: str) -> list[str] | None:
         column = columns[role]
         return None if column is None else [table[column][row] for row in order]
 
-    files, others = _scan(root)
     return FolderSource(
-        layout=f"folder with {table_path.name}",
+        layout=layout,
         root=root,
+        split=None if rows is None else wanted.split,
         keys=[keys[row] for row in order],
         labels=in_order("label"),
         captions=in_order("caption"),
         groups=in_order("group"),
-        ignored=sorted((set(files) | set(others)) - set(keys) - {table_path.name}),
-        unused_columns=[column for column in table if column not in {image_column, *columns.values()}],
+        unused_columns=[column for column in table if column not in {wanted.image, *columns.values()}],
     )
 
 
-def _checked_keys(
-    path: Path, table: dict[str, list[str]], image_column: str, columns: dict[str, str | None]
-) -> list[str]:
-    """The normalised file name of each row; refuses a table that leaves open which record is whose."""
-    for role, column in {"image": image_column, **columns}.items():
+def first_of(table: Table, names: tuple[str, ...]) -> str | None:
+    """The first of these names that is a column."""
+    return next((name for name in names if name in table), None)
+
+
+def require_columns(place: Path, table: Table, columns: Mapping[str, str | None]) -> None:
+    """Refuse columns that a table has not.
+
+    Args:
+        columns: by role (image, label, ...), the name of the column, or None.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for role, column in columns.items():
         if column is not None and column not in table:
-            remedy = "rename" if column == image_column else f"name another {role} column, or rename"
-            raise UserError(
-                f"{path} has no column {column!r} (its columns: {', '.join(map(repr, table))}): "
-                f"{remedy} it in the table."
-            )
+            remedy = "rename" if role == "image" else f"name another {role} column, or rename"
+            there = ", ".join(map(repr, table))
+            raise UserError(f"{place} has no column {column!r} (its columns: {there}): {remedy} it in the table.")
+
+
+def _checked_keys(path: Path, table: Table, image_column: str, columns: Mapping[str, str | None]) -> list[str]:
+    """The normalised file name of each row; refuses a table that leaves open which record is whose."""
+    require_columns(path, table, {"image": image_column, **columns})
     if not all(table[image_column]):
         raise UserError(f"{path} has a row without a value in {image_column!r}: fill it in.")
     keys = [posixpath.normpath(_as_posix(path.parent, name)) for name in table[image_column]]
@@ -120,17 +149,13 @@ def _as_posix(root: Path, name: str) -> str:
     return turned if turned != name and not (root / name).exists() and (root / turned).exists() else name
 
 
-def _first_of(table: dict[str, list[str]], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in table), None)
-
-
-def _scan(root: Path) -> tuple[list[str], list[str]]:
+def scan(root: Path) -> tuple[list[str], list[str]]:
     """Relative paths of (what is named like an image, everything else), both sorted; hidden entries left out.
 
     An entry named like an image is a record whatever it is: a link, a FIFO or a folder of that name shows
-    itself as unreadable later. Linked folders are never entered.
+    itself as unreadable later. Linked folders are never entered. DICOM files need no ending: their first bytes tell.
     """
-    images, others = [], []
+    images, others = list[str](), list[str]()
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -147,5 +172,5 @@ def _scan(root: Path) -> tuple[list[str], list[str]]:
             elif entry.is_dir(follow_symlinks=False):
                 pending.append(key)
             else:
-                others.append(key)
+                (images if is_dicom(entry) else others).append(key)
     return sorted(images), sorted(others)

@@ -31,7 +31,7 @@ class Inspection:
     sizes: dict[tuple[int, int], int]
     """Number of readable images of each (width, height), most frequent first."""
     modes: dict[str, int]
-    """Number of readable images of each kind: L, LA, RGB, RGBA, I;16."""
+    """Number of readable images of each kind: L, LA, RGB, RGBA, I;16, I."""
     bit_depth: int
     """8, or 16 as soon as one image has 16 bits."""
     labels: dict[str, int] | None
@@ -91,7 +91,7 @@ def inspect_source(
         records=len(source),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
-        bit_depth=16 if "I;16" in modes else 8,
+        bit_depth=16 if {"I", "I;16"} & modes.keys() else 8,
         labels=None if labels is None else {label: labels[label] for label in label_order(labels)},
         captions=source.captions is not None,
         groups=None if groups is None else len(groups),
@@ -186,10 +186,7 @@ def _paragraph(title: str, entries: list[str]) -> list[str]:
 def _warnings(found: Inspection) -> list[str]:
     warnings = []
     if found.readable < MIN_READABLE:
-        warnings.append(
-            f"fewer than {MIN_READABLE} images can be read, so a run would refuse: check the folder. Formats such as "
-            "DICOM must be converted to PNG first."
-        )
+        warnings.append(f"fewer than {MIN_READABLE} images can be read, so a run would refuse: check the folder.")
     if found.labels is None and found.unused_columns:
         warnings.append("no class column was found: if one of the columns holds the class, use --label-column.")
     if found.labels is not None and set(found.labels) <= SPLIT_NAMES:
@@ -219,7 +216,8 @@ def _warnings(found: Inspection) -> list[str]:
     if found.duplicates:
         warnings.append("equal images are separate records: the guarantee covers one of them at a time.")
     if found.bit_depth == 16:
-        warnings.append("16-bit images need data.window, from the instrument's range and not from the images.")
+        own = " Without it, DICOM images are shown by the windows in their own headers." if "I" in found.modes else ""
+        warnings.append(f"16-bit images need data.window, from the instrument's range and not from the images.{own}")
     if found.unreadable:
         warnings.append("unreadable records stay in the index and contribute nothing: repair them if you can.")
     return warnings

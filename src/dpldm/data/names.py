@@ -4,7 +4,10 @@ import os
 import unicodedata
 from collections.abc import Sequence
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+"""Lower-case endings of the formats that Pillow decodes."""
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+IMAGE_SUFFIXES = PICTURE_SUFFIXES | DICOM_SUFFIXES
 """Lower-case endings by which a file of a folder counts as an image."""
 
 _LONGEST_FOLDER_NAME = 60  # characters: at most 240 bytes of UTF-8, below the 255 of common file systems

@@ -5,7 +5,7 @@ so replacing one record changes one row of the result, which is what the privacy
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from PIL import Image
 
 from dpldm.data.decode import Unreadable
 from dpldm.errors import UserError
+
+OWN_WINDOW = "window"
+"""Under this name an image of mode I may carry in its `info` the window of its own header: (black, white)."""
 
 _MAX_IMAGE_SIZE = 4096
 
@@ -30,8 +33,8 @@ class Preprocessing:
     channels: Literal[1, 3]
     """1 grey, 3 colour (RGB)."""
     window: tuple[int, int] | None = None
-    """(low, high) in 0..65535: the 16-bit grey values shown as 0 and 255. Without it a 16-bit image is
-    unreadable. Images of 8 bits ignore it."""
+    """(low, high) in -32768..65535: the grey values of more than 8 bits shown as 0 and 255. Without it such an image is
+    shown by the window of its own header (DICOM), or is unreadable. Images of 8 bits ignore it."""
     crop: Literal["center", "none"] = "center"
     """`center` cuts the largest central square; `none` keeps the whole image and pads it to a square."""
     background: int = 0
@@ -42,41 +45,49 @@ class Preprocessing:
             raise UserError(f"image_size is {self.image_size}: choose 1 to {_MAX_IMAGE_SIZE} pixels.")
         if self.channels not in (1, 3):
             raise UserError(f"channels is {self.channels}: choose 1 (grey) or 3 (colour).")
-        if self.window is not None and not 0 <= self.window[0] < self.window[1] <= 0xFFFF:
-            raise UserError(f"window is {list(self.window)}: give [low, high] with 0 <= low < high <= 65535.")
+        if self.window is not None and not -0x8000 <= self.window[0] < self.window[1] <= 0xFFFF:
+            raise UserError(f"window is {list(self.window)}: give [low, high] with -32768 <= low < high <= 65535.")
         if self.crop not in ("center", "none"):
             raise UserError(f"crop is {self.crop!r}: choose 'center' or 'none'.")
         if not 0 <= self.background <= 255:
             raise UserError(f"background is {self.background}: choose a grey value from 0 to 255.")
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """uint8 pixels (image_size, image_size, channels) of an image in mode L, LA, RGB, RGBA or I;16.
+        """uint8 pixels (image_size, image_size, channels) of an image in mode L, LA, RGB, RGBA, I;16 or I.
 
         An image that has the right size, mode and depth already is returned bit for bit.
 
         Raises:
-            Unreadable: the image has 16 bits and no window is declared.
+            Unreadable: the image has more than 8 bits, and neither declared nor own window.
         """
         square: NDArray[np.uint8] = np.asarray(self._square(self._flat(image)), dtype=np.uint8)
         return square.reshape(self.image_size, self.image_size, self.channels)
 
-    def window_to_bytes(self, values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """16-bit grey values of any shape to bytes: `low` and below 0, `high` and above 255, linear between.
+    def window_to_bytes(
+        self, values: NDArray[np.integer[Any]], own: tuple[float, float] | None = None
+    ) -> NDArray[np.uint8]:
+        """Grey values of any shape to bytes: `low` and below 0, `high` and above 255, linear between.
+
+        Args:
+            own: the window of the image's header, for want of a declared one.
 
         Raises:
-            Unreadable: no window is declared.
+            Unreadable: there is neither.
         """
-        if self.window is None:
+        window = self.window or own
+        if window is None:
             raise Unreadable("has 16-bit grey values, and no window is declared")
-        low, high = self.window
-        shown = (np.clip(values, low, high).astype(np.float32) - low) * np.float32(255 / (high - low))
+        low, high = window
+        shown = (np.clip(values.astype(np.float64), low, high).astype(np.float32) - np.float32(low)) * np.float32(
+            255 / (high - low)
+        )
         levels: NDArray[np.uint8] = np.rint(shown).astype(np.uint8)
         return levels
 
     def _flat(self, image: Image.Image) -> Image.Image:
         """Mode L or RGB as `channels` says: windowed, and on the background where transparent."""
-        if image.mode == "I;16":
-            image = Image.fromarray(self.window_to_bytes(np.asarray(image)))
+        if image.mode in ("I;16", "I"):
+            image = Image.fromarray(self.window_to_bytes(np.asarray(image), image.info.get(OWN_WINDOW)))
         if image.mode in ("LA", "RGBA"):
             behind = Image.new("RGBA", image.size, (self.background,) * 3 + (255,))
             image = Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")

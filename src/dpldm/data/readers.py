@@ -1,14 +1,47 @@
 """Recognises how a set of images is stored, and opens it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from dpldm.data.arrays import SPLITS, find_idx, open_idx, open_npz
+from dpldm.data.arrays import open_npz
+from dpldm.data.batches import open_batches
+from dpldm.data.camelyon import open_camelyon
+from dpldm.data.celeba import open_celeba
+from dpldm.data.celebahq import open_celebahq
 from dpldm.data.decode import Unreadable
+from dpldm.data.dicom import open_dicom_folder
 from dpldm.data.folders import open_folder, open_metadata_folder
-from dpldm.data.source import Source
+from dpldm.data.idx import open_idx
+from dpldm.data.parquet import open_parquet
+from dpldm.data.shards import open_shards
+from dpldm.data.source import SPLITS, Source, Wanted
+from dpldm.data.svhn import open_svhn
+from dpldm.data.trees import open_eurosat, open_imagenet_tree
 from dpldm.errors import UserError
 
 __all__ = ["Source", "Unreadable", "open_source"]
+
+Reader = Callable[[Path, Wanted], Source | None]
+"""Opens what it recognises, None for anything else; raises UserError for what is of its kind but wrong."""
+
+WITH_COLUMNS: tuple[Reader, ...] = (
+    open_celebahq,
+    open_celeba,
+    open_camelyon,
+    open_metadata_folder,
+    open_shards,
+    open_parquet,
+    open_dicom_folder,
+)
+WITHOUT_COLUMNS: tuple[Reader, ...] = (
+    open_npz,
+    open_idx,
+    open_batches,
+    open_svhn,
+    open_eurosat,
+    open_imagenet_tree,
+)
+_ARCHIVES = (".zip", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".xz", ".zst")
 
 
 def open_source(
@@ -22,44 +55,37 @@ def open_source(
 ) -> Source:
     """Opens a set of images without reading an image file.
 
-    Recognised, in this order: an `.npz` file, an IDX file, a folder of MNIST's IDX files, a folder with
-    `metadata.csv|jsonl|parquet`, a folder with one sub-folder per class, a flat folder. The columns
-    concern metadata only; `split` concerns only what holds several parts (MedMNIST archives, MNIST folders).
+    Recognised, in this order: what has a table (`WITH_COLUMNS`: CelebA and CelebA-HQ, Camelyon17-WILDS, a folder with
+    `metadata.csv|jsonl|parquet`, WebDataset shards, parquet with images, DICOM headers if columns are named), what has
+    none (`WITHOUT_COLUMNS`: `.npz`, IDX, CIFAR and ImageNet batches, SVHN, EuroSAT, ImageNet folders), a folder
+    with one sub-folder per class, a flat folder. `split` concerns only what holds several parts. docs/datasets.md has
+    the layouts of published sets.
 
     Raises:
         UserError: nothing is there, the format is none of these, or what was asked for is not in it.
-        MissingExtra: parquet metadata without pyarrow.
+        MissingExtra: parquet without pyarrow, DICOM without pydicom.
     """
     path = Path(path)
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
     if not path.exists():
         raise UserError(f"There is nothing at {path}: correct data.path.")
-    arrays = _open_arrays(path, split)
-    if arrays is None:
-        source = open_metadata_folder(
-            path,
-            image_column=image_column,
-            label_column=label_column,
-            caption_column=caption_column,
-            group_column=group_column,
-        )
-        if source is not None:
+    wanted = Wanted(split=split, image=image_column, label=label_column, caption=caption_column, group=group_column)
+    for reader in WITH_COLUMNS:
+        if (source := reader(path, wanted)) is not None:
             return source
-    if label_column or caption_column or group_column:
+    if wanted.names_columns:
         raise UserError(
             f"{path} has no table of metadata to take columns from: add a metadata.csv, or name no columns."
         )
-    return open_folder(path) if arrays is None else arrays
-
-
-def _open_arrays(path: Path, split: str) -> Source | None:
-    """The source of a file, or of a folder of IDX files; None for any other folder."""
+    for reader in WITHOUT_COLUMNS:
+        if (source := reader(path, wanted)) is not None:
+            return source
     if path.is_dir():
-        images_path = find_idx(path, split)
-        return None if images_path is None else open_idx(images_path)
-    if path.is_file() and path.suffix == ".npz":
-        return open_npz(path, split)
-    if path.is_file() and path.name.removesuffix(".gz").endswith("-ubyte"):
-        return open_idx(path)
-    raise UserError(f"{path} is neither a folder nor an .npz or IDX file: convert it to one of them.")
+        return open_folder(path)
+    if path.suffix in _ARCHIVES:
+        raise UserError(f"{path} is packed: unpack it, and give the folder.")
+    raise UserError(
+        f"{path} is neither a folder nor a file of images that can be read (.npz, IDX, .mat of SVHN, .tar, .parquet): "
+        "convert it to one of them."
+    )

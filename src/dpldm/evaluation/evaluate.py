@@ -1,4 +1,4 @@
-"""`evaluate`: how useful and how close the synthetic images are, against real test images.
+"""`evaluate`: how useful and how close synthetic images are, a run's or another tool's, against real test images.
 
 The numbers are functions of private images unless the set is a public benchmark: they go to the run's `private/`
 folder, marked INTERNAL, and a release never reads them.
@@ -6,7 +6,7 @@ folder, marked INTERNAL, and a release never reads them.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,17 @@ from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.evaluation.classifiers import Kind
 from dpldm.evaluation.features import EfficientNetLite0, FeatureExtractor, InceptionV3
-from dpldm.evaluation.fidelity import Distance, measure
-from dpldm.evaluation.utility import FULL, SCREEN, Protocol, UtilityResult, quick, train_on_synthetic
+from dpldm.evaluation.fidelity import Comparison, measure
+from dpldm.evaluation.foreign import Foreign, foreign_set
+from dpldm.evaluation.utility import (
+    DPIMAGEBENCH,
+    DPIMAGEBENCH_LARGEST_SIDE,
+    PROTOCOLS,
+    Protocol,
+    UtilityResult,
+    quick,
+    train_on_synthetic,
+)
 from dpldm.run import Run
 from dpldm.sampling import SyntheticSet, load_synthetic, planned_labels
 from dpldm.train.checkpoint import replace_file
@@ -29,11 +38,12 @@ from dpldm.train.checkpoint import replace_file
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measurements of one run. INTERNAL unless `public_benchmark`."""
+    """Measurements of one run, or of another tool's set. INTERNAL unless `public_benchmark`."""
 
     utility: UtilityResult | None  # None without classes
-    distances: list[Distance]
+    distances: list[Comparison]
     public_benchmark: bool
+    foreign: Foreign | None = None  # the set, if it is not the run's
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, headed by their status."""
@@ -41,6 +51,7 @@ class Evaluation:
             "status": "public benchmark" if self.public_benchmark else "INTERNAL: reads private images, do not publish",
             "utility": self.utility.to_json() if self.utility else None,
             "distances": [asdict(distance) | {"text": str(distance)} for distance in self.distances],
+            **({"synthetic": asdict(self.foreign)} if self.foreign else {}),
         }
 
 
@@ -71,6 +82,25 @@ def evaluate(config: RunConfig, on_epoch: Callable[[Kind, int, int, int], None] 
     Run(config).note_settings()
     result = measured(config, synthetic, test, on_epoch)
     replace_file(Run(config).private / "evaluation.json", json.dumps(result.to_json(), indent=2).encode())
+    return result
+
+
+def evaluate_foreign(
+    config: RunConfig, path: Path, on_epoch: Callable[[Kind, int, int, int], None] | None = None
+) -> Evaluation:
+    """Measure a synthetic set that another tool made, as `evaluate` measures a run's; no run is needed.
+
+    Written to `private/evaluation-DIGEST.json` of the config's run folder, with what is known of the set.
+
+    Raises:
+        UserError: see `evaluate` and `foreign_set`.
+    """
+    test = real_test_images(config)
+    synthetic, foreign = foreign_set(config, path)
+    result = replace(measured(config, synthetic, test, on_epoch), foreign=foreign)
+    run = Run(config)
+    run.make_private()
+    replace_file(run.private / f"evaluation-{foreign.digest}.json", json.dumps(result.to_json(), indent=2).encode())
     return result
 
 
@@ -108,10 +138,15 @@ def real_test_images(config: RunConfig) -> Ingested:
     """The images of `data.test_path`. INTERNAL.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are none, they cannot be read, or they are those that are trained on.
     """
     data, test_path = config.data, require_test_path(config)
     source = open_source(test_path, label_column=data.label_column, group_column=data.group_column, split="test")
+    if source.split is None and test_path.resolve() == data.path.resolve():
+        raise UserError(
+            "data.test_path is data.path, and this set has no test part of its own: keep some images out, in another "
+            "folder or file."
+        )
     return ingest(source, preprocessing_of(data), data.labels)
 
 
@@ -128,10 +163,13 @@ def require_test_path(config: RunConfig) -> Path:
 
 def protocol_of(config: RunConfig, images: int) -> Protocol:
     """The config's protocol; `images` is how many a quick one uses."""
-    return {"full": FULL, "screen": SCREEN}.get(config.evaluation.protocol) or quick(images)
+    protocol = PROTOCOLS.get(config.evaluation.protocol) or quick(images)
+    if protocol is DPIMAGEBENCH and config.data.image_size > DPIMAGEBENCH_LARGEST_SIDE:
+        return replace(protocol, kinds=tuple(kind for kind in protocol.kinds if not kind.startswith("resnext")))
+    return protocol
 
 
-def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Distance]:
+def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Comparison]:
     real = test.pixels[~test.null]
     # As many synthetic as real images, in a fixed random order: more would only cost time.
     order = np.random.default_rng(0).permutation(len(synthetic.images))[: max(len(real), 10)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,15 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, images: Images) -> Features:
         """Images uint8 (N, H, W, C), C in {1, 3}, to features float32 (N, dim), in the same order."""
+        ...
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """An extractor whose network also tells classes apart, which the Inception Score asks of it."""
+
+    def logits(self, features: Features) -> Features:
+        """Features (N, dim) to class logits (N, K)."""
         ...
 
 
@@ -68,6 +77,10 @@ class EfficientNetLite0:
 
     def __call__(self, images: Images) -> Features:
         return _extract(self._embed, images, self.dim, self.device, batch_size=128)
+
+    def logits(self, features: Features) -> Features:
+        """Of ImageNet's 1,000 classes."""
+        return _linear(features, self.network._fc.weight, self.network._fc.bias)
 
     def _embed(self, x: Tensor) -> Tensor:
         # The weights expect (value - 127) / 128 and not the usual ImageNet mean and deviation.
@@ -110,9 +123,18 @@ class InceptionV3:
     def __call__(self, images: Images) -> Features:
         return _extract(self._embed, images, self.dim, self.device, batch_size=32)
 
+    def logits(self, features: Features) -> Features:
+        """Of the 2015 graph's 1,008 classes, without the bias: the score's first code left it out, and all since."""
+        return _linear(features, self.network.fc.weight, None)
+
     def _embed(self, x: Tensor) -> Tensor:
         features: Tensor = self.network(x / 127.5 - 1)
         return features
+
+
+def _linear(features: Features, weight: Tensor, bias: Tensor | None) -> Features:
+    with torch.inference_mode():
+        return F.linear(torch.from_numpy(features).to(weight.device), weight, bias).cpu().numpy()
 
 
 def _extract(

@@ -1,14 +1,17 @@
-"""Distances between a real and a synthetic image set: KID and the Fréchet distance.
+"""How a synthetic image set compares with a real one: KID, Fréchet distance, precision and recall, Inception Score.
 
 KID (Bińkowski et al. 2018, arXiv 1801.01401) is an unbiased estimate of a squared maximum mean
 discrepancy and may be used at any number of images. The Fréchet distance (Heusel et al. 2017, arXiv
-1706.08500) is biased upwards, the more so the fewer images there are, so it has a floor on their number.
+1706.08500) is biased upwards, the more so the fewer images there are, so it has a floor on their number. Precision
+and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991) tell fidelity from variety. The Inception Score (Salimans et
+al. 2016, arXiv 1606.03498) looks at synthetic images alone.
 
-INTERNAL: a distance to private images is computed without noise and is itself private.
+INTERNAL: what compares with private images is computed without noise and is itself private.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -17,21 +20,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpldm.errors import UserError
-from dpldm.evaluation.features import FeatureExtractor, Images
+from dpldm.evaluation.features import Classifying, FeatureExtractor, Images
 
 FRECHET_MINIMUM = 5_000
 """Images needed on each side for a Fréchet distance: well above the 1,280 or 2,048 features, so that the
 covariance matrices have full rank."""
+NEIGHBOURS = 3
+"""k of precision and recall, as in their paper; DPImageBench's 4 counts an image as its own neighbour."""
+NEIGHBOURS_MOST = 10_000
+"""Images of each side that precision and recall look at, since their work is the product of both."""
+SCORE_SPLITS = 10
+"""Parts of the set that the Inception Score is averaged over, as in its paper."""
 
 Matrix = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Distance:
-    """One distance between `n_real` real and `n_fake` synthetic images, seen through `extractor`.
+class Comparison:
+    """`n_fake` synthetic images compared with `n_real` real ones (0: not at all), seen through `extractor`.
 
-    `name` is "KID" or "FD"; `error` is a standard error, or None where none is estimated. As text the
-    distance always names its extractor, and "FID" is reserved for the Inception network.
+    `name` is "KID", "FD", "precision", "recall" or "IS"; `error` is a standard error (of IS the deviation over its
+    splits), or None where none is estimated. As text it always names its extractor; "FID" and "Inception Score" are
+    reserved for the Inception network.
     """
 
     name: str
@@ -43,27 +53,40 @@ class Distance:
 
     @property
     def label(self) -> str:
-        if (self.name, self.extractor) == ("FD", "inception-v3"):
-            return "FID (inception-v3)"
+        if self.extractor == "inception-v3" and self.name in ("FD", "IS"):
+            return {"FD": "FID (inception-v3)", "IS": "Inception Score (inception-v3)"}[self.name]
         return f"{self.name}-{self.extractor}"
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" ± {self.error:.2g}"
-        return f"{self.label} = {self.value:.4g}{error} ({self.n_real:,} real, {self.n_fake:,} synthetic images)"
+        return f"{self.label} = {self.value:.4g}{error} ({self.counts} images)"
+
+    @property
+    def counts(self) -> str:
+        """How many images were compared."""
+        return f"{self.n_real:,} real, {self.n_fake:,} synthetic" if self.n_real else f"{self.n_fake:,} synthetic"
 
 
-def measure(real: Images, fake: Images, extractor: FeatureExtractor, *, seed: int = 0) -> list[Distance]:
-    """KID, and the Fréchet distance as well when both sets have at least 5,000 images.
+def measure(real: Images, fake: Images, extractor: FeatureExtractor, *, seed: int = 0) -> list[Comparison]:
+    """KID, precision and recall; the Fréchet distance when both sets have at least 5,000 images; the Inception Score
+    when the extractor tells classes apart.
 
     `real` and `fake` are uint8 (N, H, W, C). Raises UserError when a set has fewer than 4 images.
     """
     real_features, fake_features = extractor(real), extractor(fake)
     value, error = kid(real_features, fake_features, seed=seed)
     counts = extractor.name, len(real), len(fake)
-    distances = [Distance("KID", value, error, *counts)]
+    found = [Comparison("KID", value, error, *counts)]
     if min(len(real), len(fake)) >= FRECHET_MINIMUM:
-        distances.append(Distance("FD", frechet_distance(real_features, fake_features), None, *counts))
-    return distances
+        found.append(Comparison("FD", frechet_distance(real_features, fake_features), None, *counts))
+    some_real, some_fake = _some(real_features, seed), _some(fake_features, seed)
+    shares = precision_and_recall(some_real, some_fake)
+    for name, share in zip(("precision", "recall"), shares, strict=True):
+        found.append(Comparison(name, share, None, extractor.name, len(some_real), len(some_fake)))
+    if isinstance(extractor, Classifying) and len(fake) >= SCORE_SPLITS:
+        value, error = inception_score(extractor.logits(fake_features), seed=seed)
+        found.append(Comparison("IS", value, error, extractor.name, 0, len(fake)))
+    return found
 
 
 def kid(
@@ -113,6 +136,61 @@ def frechet_distance(real: Matrix, fake: Matrix) -> float:
     product = np.linalg.eigvalsh(root @ cov_fake @ root).clip(min=0)
     shift = mean_real - mean_fake
     return float(shift @ shift + np.trace(cov_real) + np.trace(cov_fake) - 2 * np.sqrt(product).sum())
+
+
+def precision_and_recall(real: Matrix, fake: Matrix, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+    """Shares of features (M, d) of synthetic images that lie where (N, d) real ones do, and the other way round.
+
+    A set is where the balls are around its vectors that reach to the k-th nearest other vector of the set. So precision
+    is low for images that look like none, recall for real images that are never drawn. Raises UserError when a side has
+    no k + 1 vectors or the dimensions differ.
+    """
+    _check_dimensions(real, fake)
+    if min(len(real), len(fake)) <= neighbours:
+        raise UserError(f"Precision and recall need more than {neighbours} images on each side.")
+    return _share_within(fake, real, neighbours), _share_within(real, fake, neighbours)
+
+
+def inception_score(logits: Matrix, *, splits: int = SCORE_SPLITS, seed: int = 0) -> tuple[float, float]:
+    """exp of the mean divergence KL(p(y|x) || p(y)) of class logits (N, K): mean and deviation over parts of the set.
+
+    p(y) is that of the part. 1 at least, K at most. Images are shuffled first: sets often lie class by class.
+    """
+    order = np.random.default_rng(seed).permutation(len(logits))
+    scores = []
+    for part in np.array_split(logits[order].astype(np.float64), splits):
+        shifted = part - part.max(axis=1, keepdims=True)
+        log_shares = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        shares = np.exp(log_shares)
+        marginal = shares.mean(axis=0)
+        log_marginal = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
+        scores.append(np.exp((shares * (log_shares - log_marginal)).sum(axis=1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _share_within(tested: Matrix, where: Matrix, neighbours: int) -> float:
+    """The share of `tested` that lies in one of the balls of `where`."""
+    # An image is its own nearest neighbour, at distance 0, so the k-th other one is at place k.
+    radii = np.concatenate([np.partition(part, neighbours, axis=1)[:, neighbours] for part in _distances(where, where)])
+    inside = sum(int((part <= radii).any(axis=1).sum()) for part in _distances(tested, where))
+    return inside / len(tested)
+
+
+def _distances(x: Matrix, y: Matrix) -> Iterator[Matrix]:
+    """Squared Euclidean distances (some rows of x, all of y), in pieces, in float64."""
+    y = y.astype(np.float64)
+    squares = (y * y).sum(axis=1)
+    for start in range(0, len(x), 1024):
+        part = x[start : start + 1024].astype(np.float64)
+        yield ((part * part).sum(axis=1)[:, None] + squares - 2 * part @ y.T).clip(min=0)
+
+
+def _some(features: Matrix, seed: int) -> Matrix:
+    """All, or a random choice of as many as precision and recall look at."""
+    if len(features) <= NEIGHBOURS_MOST:
+        return features
+    chosen: Matrix = features[np.random.default_rng(seed).permutation(len(features))[:NEIGHBOURS_MOST]]
+    return chosen
 
 
 def _squared_mmd(x: Matrix, y: Matrix) -> float:

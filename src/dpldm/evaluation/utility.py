@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dpldm.errors import UserError
 from dpldm.evaluation.classifiers import Images, Kind, Labels, TrainedClassifier, train_classifier
+from dpldm.evaluation.recipes import BENCHMARK, BENCHMARK_CIFAR, PAPER_COLOUR, PAPERS, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Protocol:
     validation: int
     epochs: int
     kinds: tuple[Kind, ...] = ("cnn", "mlp", "logreg")
+    recipe: Recipe = PAPERS
 
     @property
     def images(self) -> int:
@@ -41,6 +43,40 @@ FULL = Protocol("full", train=50_000, validation=10_000, epochs=50)
 
 SCREEN = Protocol("screen", train=8_334, validation=1_666, epochs=10, kinds=("cnn",))
 """Minutes instead of hours, to compare runs with one another; its numbers lie below those of `FULL`."""
+
+PAPER_COLOUR_PROTOCOL = Protocol(
+    "paper-colour", train=50_000, validation=10_000, epochs=10, kinds=("resnet9", "wrn-40-4"), recipe=PAPER_COLOUR
+)
+"""The networks of DP-LDM's table for CIFAR-10, trained as its script trains WRN-40-4."""
+
+DPIMAGEBENCH = Protocol(
+    "dpimagebench",
+    train=55_000,
+    validation=5_000,
+    epochs=50,
+    kinds=("resnet-110", "wrn-40-4", "resnext-29"),
+    recipe=BENCHMARK,
+)
+"""DPImageBench's three networks for images of up to 32 pixels, with its choice of the epoch on synthetic images.
+
+Its tables choose the epoch on real ones and show the best of the three, so they are not the mean that is printed here.
+"""
+
+DPIMAGEBENCH_LARGEST_SIDE = 32
+"""Above it the benchmark leaves ResNeXt out."""
+
+DPIMAGEBENCH_CIFAR = Protocol(
+    "dpimagebench-cifar",
+    train=55_000,
+    validation=5_000,
+    epochs=200,
+    kinds=("resnet-164", "wrn-28-10", "resnext-28"),
+    recipe=BENCHMARK_CIFAR,
+)
+"""The same for CIFAR-10 and CIFAR-100: days without a GPU."""
+
+PROTOCOLS = {each.name: each for each in (FULL, SCREEN, PAPER_COLOUR_PROTOCOL, DPIMAGEBENCH, DPIMAGEBENCH_CIFAR)}
+"""All but `quick`, whose size is that of the set."""
 
 
 def quick(images: int, epochs: int = 5) -> Protocol:
@@ -72,6 +108,16 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """Of several kinds of classifiers: the mean of their means, and the best of these. Tables of the field show the one
+    or the other; they must not be compared with each other."""
+
+    mean: float
+    best: float
+    best_kind: str
+
+
+@dataclass(frozen=True)
 class UtilityResult:
     """Accuracies on real images of classifiers that saw only synthetic ones.
 
@@ -88,9 +134,16 @@ class UtilityResult:
     scores: dict[str, Score]
     internal: bool
 
+    @property
+    def summary(self) -> Summary:
+        """The scores in two numbers."""
+        means = {kind: score.mean for kind, score in self.scores.items()}
+        best = max(means, key=means.__getitem__)
+        return Summary(fmean(means.values()), means[best], best)
+
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries."""
-        return asdict(self)
+        return asdict(self) | {"summary": asdict(self.summary)}
 
 
 def train_on_synthetic(
@@ -170,6 +223,7 @@ def _train(
         epochs=protocol.epochs,
         seed=seed,
         validation=(images[held_out], labels[held_out]),
+        recipe=protocol.recipe,
         device=device,
         on_epoch=None if on_epoch is None else lambda done, total: on_epoch(kind, seed, done, total),
     )

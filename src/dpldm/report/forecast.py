@@ -87,23 +87,31 @@ def choices_table(choices: list[Choice], current: str) -> RenderableType:
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:
-    """Accuracies and distances, headed by whether they may be shown."""
+    """Accuracies and distances, headed by whether they may be shown. Means and best values never share a column."""
     status = "public benchmark" if result.public_benchmark else "INTERNAL: reads private images, do not publish"
-    table = Table(title=f"evaluation ({status})", title_justify="left")
-    table.add_column("measure", style="bold")
-    table.add_column("value")
-    table.add_column("how")
+    accuracies = Table(title=f"evaluation ({status})", title_justify="left")
+    for name in ("accuracy", "mean", "best", "how"):
+        accuracies.add_column(name, style="bold" if name == "accuracy" else None)
     if (utility := result.utility) is not None:
         how = f"{utility.protocol}: {utility.train:,} + {utility.validation:,} synthetic, {utility.epochs} epochs"
         for kind, score in utility.scores.items():
             low, high = score.interval
-            value = f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
-            table.add_row(f"{kind} accuracy", value, how)
+            best = f"{100 * max(score.accuracies):.1f} % of {len(score.accuracies)} seeds"
+            accuracies.add_row(
+                f"{kind} accuracy",
+                f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})",
+                best if len(score.accuracies) > 1 else "",
+                how,
+            )
+        if len(utility.scores) > 1:
+            summary = utility.summary
+            best = f"{100 * summary.best:.1f} %  ({summary.best_kind})"
+            accuracies.add_row(f"all {len(utility.scores)}", f"{100 * summary.mean:.1f} %", best, "of the rows above")
+    distances = Table(title="" if utility else accuracies.title, title_justify="left")
+    for name in ("measure", "value", "how"):
+        distances.add_column(name, style="bold" if name == "measure" else None)
     for distance in result.distances:
         error = "" if distance.error is None else f" ± {distance.error:.2g}"
-        table.add_row(
-            distance.label,
-            f"{distance.value:.4g}{error}",
-            f"{distance.n_real:,} real, {distance.n_fake:,} synthetic",
-        )
-    return table
+        distances.add_row(distance.label, f"{distance.value:.4g}{error}", distance.counts)
+    parts = [Text(str(result.foreign))] if result.foreign else []
+    return Group(*parts, *([accuracies] if utility else []), distances)
