@@ -30,6 +30,7 @@ from dpldm.verifying import verify
 COMMON = {"README.md", "privacy.json"}
 MODEL = {
     "model/model_index.json",
+    "model/README.md",
     "model/backbone.json",
     "model/vae/config.json",
     "model/vae/diffusion_pytorch_model.safetensors",

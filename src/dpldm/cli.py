@@ -47,7 +47,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "ledger": Command("dpldm.commands.ledger", "show or verify the record of what was spent on a data set"),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
-    "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, show one, or draw from it"),
+    "backbone": Command(
+        "dpldm.commands.backbone", "list the bundled backbones, show one, draw from it, or convert a CompVis checkpoint"
+    ),
     "public": Command("dpldm.commands.public", "make public image sets: glyphs, icons, a folder, digits"),
 }
 
