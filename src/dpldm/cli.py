@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "clean": Command("dpldm.commands.clean", "remove a released run's private caches: encoded images, tuned weights"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
+    "push": Command("dpldm.commands.push", "upload a verified release to the Hugging Face hub, private by default"),
     "audit": Command(
         "dpldm.commands.audit", "attack our own mechanism on made-up data; says what it could have shown at most"
     ),
