@@ -118,8 +118,9 @@ def test_time_and_memory_are_measured_on_demand(raw: dict[str, Any]) -> None:
     assert untimed.seconds is None
     assert timed.seconds is not None
     assert 0 < timed.seconds < 60
-    assert untimed.memory_bytes == 4 * (untimed.total_parameters + 6 * untimed.trainable_parameters)
-    assert timed.memory_bytes > untimed.memory_bytes
+    assert untimed.memory_bytes is None
+    assert timed.memory_bytes is not None
+    assert timed.memory_bytes > 4 * (timed.total_parameters + 6 * timed.trainable_parameters)
     unconditional = raw["data"] | {"labels": []}
     assert forecast(raw, timed=True, data=unconditional).seconds is not None
 
@@ -162,6 +163,7 @@ def test_the_table_shows_every_number(raw: dict[str, Any]) -> None:
         f"{made.trainable_parameters:,} of {made.total_parameters:,}",
         f"{made.noise_to_signal:.2f} = sigma sqrt(P) / L",
         "fine-tuning here",
+        "GB at most, with 128 examples in a pass",
         "Do not expect this to learn: noise-to-signal",
     ):
         assert part in text, part

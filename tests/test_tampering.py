@@ -585,7 +585,7 @@ def test_a_backbone_that_is_none_or_another_is_told(
     honest: dict[str, Path], tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(honest["model"], tmp_path) == REFUSED
-    assert "is no backbone: give a directory made by `dpldm pretrain`" in capsys.readouterr().err
+    assert "is no backbone: give the directory of the public backbone" in capsys.readouterr().err
     other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
     edited("backbone.json", lambda c: c["sha256"].update({"unet/diffusion_pytorch_model.safetensors": "0" * 64}))(other)
     assert exit_code(honest["model"], other) == WRONG

@@ -235,7 +235,7 @@ HARMS = {
     declared_card_of_another_kind: {"nothing foreign", "table bare"},
     card_with_another_epsilon: {"cards"},
     card_of_the_images_with_another_epsilon: {"cards"},
-    another_autoencoder: {"public weights", "weights bare", "model card"},
+    another_autoencoder: {"public parts", "weights bare", "model card"},
     swap_weights: {"files unchanged", "weights bare"},
     put_link_in_place: {"files unchanged"},
     add_file: {"nothing undeclared"},

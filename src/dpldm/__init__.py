@@ -31,6 +31,7 @@ _HOMES = {
     "load_synthetic": "dpldm.sampling",
     "plan": "dpldm.planning",
     "pretrain": "dpldm.train.pretrain",
+    "push": "dpldm.pushing",
     "rehearsal": "dpldm.rehearsing",
     "release": "dpldm.releasing",
     "sample": "dpldm.sampling",

@@ -46,12 +46,15 @@ COMMANDS: dict[str, Command] = {
     "app": Command("dpldm.commands.app", "look at a release in a browser: its images, or new ones from its model"),
     "clean": Command("dpldm.commands.clean", "remove a released run's private caches: encoded images, tuned weights"),
     "verify": Command("dpldm.commands.verify", "check a release: recompute epsilon, compare every hash"),
+    "push": Command("dpldm.commands.push", "upload a verified release to the Hugging Face hub, private by default"),
     "audit": Command(
         "dpldm.commands.audit", "attack our own mechanism on made-up data; says what it could have shown at most"
     ),
     "ledger": Command("dpldm.commands.ledger", "show or verify the record of what was spent on a data set"),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
-    "backbone": Command("dpldm.commands.pretrain", "list the bundled backbones, show one, or draw from it"),
+    "backbone": Command(
+        "dpldm.commands.backbone", "list the bundled backbones, show one, draw from it, or convert a CompVis checkpoint"
+    ),
     "public": Command(
         "dpldm.commands.public", "make public image sets (glyphs, icons, a folder, digits), or check a published one"
     ),

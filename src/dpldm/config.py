@@ -371,8 +371,16 @@ class RuntimeConfig(Section):
 
     output: Path = Path("runs")
     """Folder of all runs."""
-    physical_batch_size: Count = 128
-    """Examples per forward pass; memory only."""
+    physical_batch_size: Count | Literal["auto"] = 128
+    """Examples per forward pass; memory only. auto: as many as fit into the free memory, by what two passes on random
+    numbers take."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How weights that are not tuned are held, and what layers compute in. bfloat16 halves them; gradients become
+    coarser, the guarantee stays. Fast on GPUs and processors that have it."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    tiling: bool = False
+    """Encode and decode images piece by piece if they are larger than those the autoencoder was trained on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks compute: auto is CUDA where there is one. Noise is always drawn and added on the CPU."""
     threads: int | None = Field(None, ge=1)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
-import torch
+import numpy as np
 
 from dpldm.config import RunConfig
 from dpldm.device import chosen_device
-from dpldm.models.autoencoder import Posterior, latent_shape
+from dpldm.models.autoencoder import encode, images_at_once
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.choices import attention_modules
 from dpldm.models.public_classes import adapt
@@ -19,12 +19,23 @@ from dpldm.models.trainable import choose_trainable
 from dpldm.outlook import Outlook, outlook
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
-from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import CERTAIN
 from dpldm.privacy.selection import SelectionPlan, trial_of
-from dpldm.run import latent_entries, paid_plan, plan_of
-from dpldm.train.finetune import Tuner, check_fit, example_losses, fresh_draws, stand_ins, timestep_law
+from dpldm.run import bytes_of_latents, latent_entries, paid_plan, plan_of
+from dpldm.train.finetune import Tuner, check_fit, made_up_losses
+from dpldm.train.memory import (
+    ALLOCATOR,
+    NOISE,
+    Memory,
+    PassCost,
+    bytes_of,
+    free_memory,
+    pass_cost,
+    peak_of,
+    resident,
+    rows_that_fit,
+)
 
 IMAGES_OF_A_PERSON = (2, 5, 10)
 """For so many images of one person `plan` shows what epsilon for one image is worth."""
@@ -32,6 +43,9 @@ IMAGES_OF_A_PERSON = (2, 5, 10)
 FILLED_CELLS = 20
 """Public classes that hold most of a class, a guess. With 6,000 images a class and noise 10, each of ten letters or
 animals is surely found in 40 to 50 of grey32's 256."""
+
+LATER = 300_000_000
+"""Bytes of program that are imported at most after a plan begins: text encoders, adapters."""
 
 MEANS_TOO_FAR_OFF = 0.25
 """Error of a class's mean latent, in units of its clip norm, above which `plan` warns. For scale: the first ten classes
@@ -55,15 +69,23 @@ class Forecast:
     noise_to_signal: float
     """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have."""
     seconds: float | None  # fine-tuning, on this machine, on average over the number of trials; None if not timed
-    memory_bytes: int  # weights, gradients, Adam, average and one physical pass, roughly
+    rows_at_once: int  # examples in a pass
+    memory: Memory | None  # of fine-tuning; None if not measured
     outlook: Outlook  # whether plans like it learnt
     warnings: list[str]
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What fine-tuning takes at its peak."""
+        return None if self.memory is None else self.memory.peak(self.rows_at_once)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         paid = self.plan if self.selection is None else self.selection
-        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "selection", "outlook")}
-        return {"constants": paid.constants(), **shown, "outlook": asdict(self.outlook)}
+        apart = ("plan", "selection", "outlook", "memory")
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        more = {"memory_bytes": self.memory_bytes, "outlook": asdict(self.outlook)}
+        return {"constants": paid.constants(), **shown, **more}
 
 
 @dataclass(frozen=True)
@@ -102,20 +124,32 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     """The forecast of a run; opens no image.
 
     Args:
-        timed: run two physical passes on random latents to estimate the duration.
+        timed: run passes on random latents: of one and of two examples for the memory, of a whole physical batch, or
+            as much of it as fits, for the duration.
 
     Raises:
         UserError: a constant is missing or out of range, or the backbone does not fit.
     """
-    paid = paid_plan(config)
+    paid, before = paid_plan(config), resident()
     constants, selection = trial_of(paid), paid if isinstance(paid, SelectionPlan) else None
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_fit(config, backbone)
     tuner = Tuner(backbone, config, constants)
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
-    ratio = _noise_to_signal(constants, tuned)
-    per_example, activations = _measure(config, constants, backbone, tuner) if timed else (None, 0)
+    ratio, warnings = _noise_to_signal(constants, tuned), _warnings(config, constants)
+    per_example, memory = None, None
+    if timed:
+        tuner.settle(backbone, config, constants)
+        memory = predicted_memory(config, constants, backbone, tuner, before)
+        peak, free = memory.peak(tuner.rows_at_once), free_memory(next(tuner.network.parameters()).device)
+        rows = min(tuner.rows_at_once, rows_that_fit(memory.a_pass, 0, free, constants.expected_batch_size))
+        per_example = _seconds_of_an_example(config, constants, backbone, tuner, rows)
+        if peak > resident() + free:
+            warnings.append(
+                f"Fine-tuning is predicted to take {peak / 1e9:.1f} GB, more than is free here: set "
+                "runtime.physical_batch_size to auto, or see runtime.frozen_dtype and gradient_checkpointing."
+            )
     examples = constants.steps * constants.expected_batch_size * (selection.mean_trials if selection else 1)
     return Forecast(
         plan=constants,
@@ -129,9 +163,10 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         total_parameters=total,
         noise_to_signal=ratio,
         seconds=None if per_example is None else per_example * examples,
-        memory_bytes=4 * (total + 6 * tuned) + activations,
+        rows_at_once=tuner.rows_at_once,
+        memory=memory,
         outlook=_outlook(config, constants, ratio),
-        warnings=_warnings(config, constants),
+        warnings=warnings,
     )
 
 
@@ -146,35 +181,51 @@ def _noise_to_signal(constants: PrivacyPlan, tuned: int) -> float:
     return constants.noise_multiplier * math.sqrt(tuned) / constants.expected_batch_size
 
 
-def _measure(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tuner: Tuner) -> tuple[float, int]:
-    """(seconds per example, bytes of a pass) of a physical batch of random latents."""
-    size = min(config.runtime.physical_batch_size, constants.expected_batch_size)
-    shape = (size, *latent_shape(backbone.autoencoder, config.data.image_size))
-    labels = torch.zeros(size, dtype=torch.int64) - (0 if config.data.labels else 1)
-    posterior, usable = Posterior(torch.randn(shape), torch.zeros(shape)), torch.ones(size, dtype=torch.bool)
-    stand_in = stand_ins(posterior, labels, usable, tuner.network)
-    rows, entropy = torch.arange(size), SystemEntropy()
-    bytes_saved = 0
+def predicted_memory(
+    config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tuner: Tuner, before: int
+) -> Memory:
+    """What each phase of fine-tuning takes (see train/memory.py), from two passes and one encoded image.
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal bytes_saved
-        bytes_saved += tensor.numel() * tensor.element_size()
-        return tensor
+    Args:
+        before: bytes that the process held before the backbone was loaded.
+    """
+    device = next(tuner.network.parameters()).device
+    size, images = config.data.image_size, constants.records * constants.images_per_unit
+    cost = pass_cost(tuner.network, tuner.trainable, constants, made_up_losses(tuner, backbone, config, constants))
+    image = np.zeros((1, size, size, config.data.channels), np.uint8)
+    encoded = peak_of(lambda: encode(backbone.autoencoder, image), device) * images_at_once(size)
+    network, tuned = (bytes_of(tensors) for tensors in (tuner.network.parameters(), tuner.trainable.values()))
+    whole = 4 * sum(parameter.numel() for parameter in tuner.network.parameters())  # before it is made lighter
+    weights = network + bytes_of(backbone.autoencoder.parameters())
+    largest = max(parameter.numel() for parameter in tuner.trainable.values())
+    program = 0 if device.type == "cuda" else max(before, min(resident() - weights - tuned, before + LATER))
 
+    def peak(*parts: int) -> int:
+        return program + int(ALLOCATOR * (weights + tuned + sum(parts)))
+
+    return Memory(
+        loading=program + 2 * whole if device.type == "cpu" else 0,
+        checks=peak(whole - network, max(6 * tuned, tuned + cost.of(3) * whole // network)),  # in float32
+        encoding=peak(images * (image.size + bytes_of_latents(config)), encoded),
+        update=peak(5 * tuned, NOISE * largest),
+        before_a_pass=peak(2 * tuned, images * bytes_of_latents(config)),
+        a_pass=PassCost(int(ALLOCATOR * cost.first), int(ALLOCATOR * cost.further)),
+    )
+
+
+def _seconds_of_an_example(
+    config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tuner: Tuner, rows: int
+) -> float:
+    """In a pass of so many random latents; the first such pass warms up and does not count."""
+    losses_of, seconds = made_up_losses(tuner, backbone, config, constants), 0.0
     clipping = (constants.max_grad_norm, constants.draws_per_example, constants.clipping)
     with ClippedSum(tuner.network, tuner.trainable, *clipping) as clipped:
-
-        def step() -> None:
-            timesteps = timestep_law(backbone.scheduler, config.optimizer)
-            draws = fresh_draws(size, constants.draws_per_example, torch.Size(shape[1:]), timesteps, 0.1, entropy)
-            clipped.accumulate(example_losses(tuner.network, backbone.scheduler, stand_in, rows, draws))
+        for _ in range(2):
+            start = time.perf_counter()
+            clipped.accumulate(losses_of(rows))
             clipped.take()  # waits for the device
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            step()
-        start = time.perf_counter()
-        step()
-        return (time.perf_counter() - start) / size, bytes_saved
+            seconds = time.perf_counter() - start
+    return seconds / rows
 
 
 def _outlook(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> Outlook:

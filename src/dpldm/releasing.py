@@ -20,6 +20,7 @@ from dpldm.data.export import export_images, export_npz
 from dpldm.data.prompts import prompts_of
 from dpldm.errors import UserError
 from dpldm.models.backbone import kind_of, load_backbone, read_card, sha256_of
+from dpldm.models.choices import rank_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.selection import trial_of
 from dpldm.progress import OnProgress, unseen
@@ -29,7 +30,7 @@ from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
 from dpldm.train.checkpoint import replace_file
-from dpldm.tuned import Finished, finished, ledger_entries, tuned_network
+from dpldm.tuned import Finished, finished, ledger_entries, tuned_network, tuned_weights
 
 What = Literal["data", "model", "both"]
 
@@ -47,9 +48,9 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
     partial.mkdir(parents=True)
     if what in ("data", "both"):
         synthetic = load_synthetic(config)
-        names, card = config.data.labels, synthetic_card(config, statement)
         if prompts := prompts_of(config):
             statement["declared_constants"]["prompts"] = prompts
+        names, card = config.data.labels, synthetic_card(config, statement)
         export_images(
             partial / "synthetic",
             synthetic.images,
@@ -61,12 +62,7 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
         )
         export_npz(partial / "synthetic.npz", synthetic.images, synthetic.labels)
     if what in ("model", "both"):
-        backbone = load_backbone(config.backbone)
-        tuned = replace(backbone, name=f"{backbone.name}-{config.name}", denoiser=tuned_network(config, backbone))
-        debt = {key: statement["guarantee"][key] for key in ("epsilon", "delta", "unit", "adjacency")}
-        tuned.save(partial / "model", debt | {"dataset_id": config.privacy.dataset_id}, config.data.labels)
-        card = model_card(config, statement, backbone.index["_class_name"], backbone.family.told)
-        (partial / "model" / "README.md").write_text(card, encoding="utf-8")
+        _save_model(config, statement, partial / "model")
     (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
@@ -79,6 +75,23 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
         shutil.rmtree(partial)
         raise UserError(f"{target} holds an earlier release that differs: move it away and release again.")
     return target
+
+
+def _save_model(config: RunConfig, statement: Mapping[str, Any], directory: Path) -> None:
+    """The tuned model with its card: a stock directory, or adapters alone where the stock pipeline loads them."""
+    backbone = load_backbone(config.backbone)
+    tuned = replace(backbone, name=f"{backbone.name}-{config.name}")
+    debt = {key: statement["guarantee"][key] for key in ("epsilon", "delta", "unit", "adjacency")}
+    debt["dataset_id"] = config.privacy.dataset_id
+    adapters = backbone.takes_adapters and rank_of(config.trainable) is not None
+    if adapters:
+        tuned.save_adapters(directory, tuned_weights(config), debt)
+    else:
+        tuned = replace(tuned, denoiser=tuned_network(config, backbone))
+        tuned.save(directory, debt, config.data.labels)
+    pipeline, told = backbone.index["_class_name"], backbone.family.told
+    card = model_card(config, statement, pipeline, told, adapters=adapters)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _same_release(new: Path, old: Path) -> bool:

@@ -203,10 +203,14 @@ def disk_space(config: RunConfig) -> int:
     A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam). The old
     one stays until the new one is complete.
     """
-    latent = 2 * 4 * latent_entries(config)  # mean and log-variance, float32
     checkpoint = 4 * bytes_of_network(config.backbone)
     checkpoints = 3 if config.selection.learning_rates else 2
-    return int((config.privacy.records or 0) * latent + checkpoints * checkpoint)
+    return int((config.privacy.records or 0) * bytes_of_latents(config) + checkpoints * checkpoint)
+
+
+def bytes_of_latents(config: RunConfig) -> int:
+    """What is kept of an image: mean and log-variance of its latent, float32."""
+    return 2 * 4 * latent_entries(config)
 
 
 def latent_entries(config: RunConfig) -> int:

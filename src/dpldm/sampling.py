@@ -23,7 +23,7 @@ from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.filtering import most_consistent
-from dpldm.models.autoencoder import decode, latent_shape
+from dpldm.models.autoencoder import decode, latent_shape, tile
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
 from dpldm.models.families import family_of
 from dpldm.privacy.queries import class_shares, counts_by_share
@@ -56,6 +56,8 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
         UserError: the run has not been fine-tuned to its end.
     """
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
+    if config.runtime.tiling:
+        tile(backbone.autoencoder)
     shares = public_class_shares(config)
     yield from draw_all(config, backbone, tuned_network(config, backbone), settings_of_sampling(config), shares)
 

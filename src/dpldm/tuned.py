@@ -68,9 +68,18 @@ def tuned_network(config: RunConfig, backbone: Backbone) -> nn.Module:
     Raises:
         UserError: see `finished`.
     """
+    return with_weights(backbone.denoiser, config, tuned_weights(config))
+
+
+def tuned_weights(config: RunConfig) -> dict[str, Tensor]:
+    """The averaged weights that were tuned, by their names in the network; adapters by peft's.
+
+    Raises:
+        UserError: see `finished`.
+    """
     finished(config)
     groups, _ = load_checkpoint(Run(config).checkpoint, paid_for=True)
-    return with_weights(backbone.denoiser, config, groups["average"])
+    return groups["average"]
 
 
 @torch.no_grad()

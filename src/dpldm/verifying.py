@@ -88,7 +88,7 @@ def _checks(directory: Path, statement: dict[str, Any], backbone: Path | None) -
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"], kind_of_statement(statement) or OWN),
         Check("cards", _cards_agree(directory, statement), "they state this guarantee"),
-        Check("public weights", _public_weights(statement), "the autoencoder is the public backbone's", taints=True),
+        Check("public parts", _public_parts(statement), "what is never tuned is the public backbone's", taints=True),
         *content_checks(directory, statement, backbone),
     ]
 
@@ -176,16 +176,22 @@ def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:
         return False
 
 
-def _public_weights(statement: dict[str, Any]) -> bool:
-    """What is released as a model was tuned in its denoiser alone."""
+def _public_parts(statement: dict[str, Any]) -> bool:
+    """Autoencoder and tokenizer of a released model are the backbone's, file for file. Adapters come without."""
     kind, public = kind_of_statement(statement), statement["backbone"]["sha256"]
     if kind is None:
         return False
-    below = f"{kind.autoencoder}/"
     released = {name.removeprefix("model/"): sha256 for name, sha256 in statement["files"].items()}
-    return all(
-        public.get(name) == released[name] for name in released if name.startswith(below) and kind.is_weights(name)
-    )
+
+    def never_tuned(files: dict[str, str]) -> dict[str, str]:
+        return {
+            name: digest
+            for name, digest in files.items()
+            if kind.is_bound(name) and name.partition("/")[0] not in kind.tuned_parts
+        }
+
+    found = never_tuned(released)
+    return not found or found == never_tuned(public)
 
 
 def _files(directory: Path, expected: dict[str, str], kind: Kind) -> list[Check]:

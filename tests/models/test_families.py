@@ -1,6 +1,7 @@
 """Every family from a stock directory through DP steps and a release back into its stock class."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior, decode, encode, latent_shape
-from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.models.backbone import Backbone, load_backbone, sha256_of
 from dpldm.models.families import family_of
 from dpldm.models.trainable import choose_trainable
 from dpldm.planning import choices, plan
@@ -31,6 +33,7 @@ from dpldm.train.finetune import check_fit, example_losses, finetune, fresh_draw
 from dpldm.train.replay import replay
 from dpldm.train.timesteps import Timesteps
 from dpldm.tuned import tuned_network
+from dpldm.verdict import Verdict, verdict
 from dpldm.verifying import verify
 from oracles import assert_equal_sums, clipped_sum_by_loop, gradients_by_loop, norm_of
 from stock_models import STOCK, make
@@ -97,10 +100,14 @@ def config_of(directory: Path, backbone: Path, images: Path, kind: str, **sectio
 # --- the whole way ------------------------------------------------------------------------------------------------
 
 
-def images_of_the_stock_class(directory: Path, scheduler: DDIMScheduler, kind: str, guidance: float) -> np.ndarray:
-    """What the stock pipeline of a released directory draws from the noise of seed 5: (3, H, W, 3) in [0, 1]."""
+def images_of_the_stock_class(
+    directory: Path, scheduler: DDIMScheduler, kind: str, guidance: float, adapters: Path | None = None
+) -> np.ndarray:
+    """What the stock pipeline of a directory draws from the noise of seed 5: (3, H, W, 3) in [0, 1]."""
     name = json.loads((directory / "model_index.json").read_text())["_class_name"]
     pipeline = getattr(diffusers, name).from_pretrained(directory)
+    if adapters is not None:
+        pipeline.load_lora_weights(adapters, weight_name="pytorch_lora_weights.safetensors")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = scheduler
     generator = torch.Generator().manual_seed(5)
@@ -125,9 +132,9 @@ def test_load_tune_release_and_load_again_in_the_stock_class(
     assert synthetic.images.shape == (8, 32, 32, 3)
     assert synthetic.labels.tolist() == ([-1] * 8 if TOLD[kind] == "nothing" else [0, 1] * 4)
     directory = release(config, "both")
-    checks = [*verify(directory), *verify(directory, stock(kind))]
-    assert [check for check in checks if not check.passed] == []
-    assert [check.name for check in checks if not check.done] == ["frozen weights"] * 2, "open, and said to be"
+    assert [check.name for check in verify(directory) if not check.done] == ["frozen weights"], "open, and said to be"
+    checks = verify(directory, stock(kind))
+    assert [check for check in checks if not (check.passed and check.done)] == []
     assert str(tmp_path) not in "".join(path.read_text() for path in directory.rglob("*.json"))
 
     tuned = load_backbone(str(directory / "model"))
@@ -154,11 +161,14 @@ def test_load_tune_release_and_load_again_in_the_stock_class(
     assert far > 5 * near, "tuning changed what is drawn"
 
 
-@pytest.mark.parametrize("kind", ["stable diffusion", "transformer", "unconditional"])
-def test_adapters_go_the_same_way(kind: str, stock: Callable[[str], Path], colours: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["text to image", "transformer", "unconditional"])
+def test_adapters_are_merged_where_the_stock_pipeline_loads_none(
+    kind: str, stock: Callable[[str], Path], colours: Path, tmp_path: Path
+) -> None:
     config = config_of(tmp_path, stock(kind), colours, kind, trainable="lora-2", tune_embedder=False)
     assert len(list(finetune(config))) == 3
     directory = release(config, "model")
+    assert [check for check in verify(directory, stock(kind)) if not (check.passed and check.done)] == []
     public, tuned = (load_backbone(place).denoiser for place in (config.backbone, str(directory / "model")))
     family_of(public).adapt(public, len(config.data.labels))
     before = dict(public.named_parameters())
@@ -172,10 +182,42 @@ def test_adapters_go_the_same_way(kind: str, stock: Callable[[str], Path], colou
     attention = {name for name in before if ".attentions." in name or ".attn1." in name}
     assert moved
     assert moved <= attention
-    if kind == "stable diffusion":
-        name = "text_encoder/model.safetensors"
+    if kind == "text to image":
+        name = "bert/model.safetensors"
         released = (directory / "model" / name).read_bytes()
         assert released == (Path(config.backbone) / name).read_bytes(), "a frozen encoder is copied byte for byte"
+
+
+def test_adapters_alone_are_released_where_the_stock_pipeline_loads_them(
+    stock: Callable[[str], Path], colours: Path, tmp_path: Path
+) -> None:
+    """To the UNet and, with the embedder, to the text encoder; what the stock pipeline then draws is what was tuned."""
+    kind = "stable diffusion"
+    config = config_of(tmp_path, stock(kind), colours, kind, trainable="lora-2")
+    assert len(list(finetune(config))) == 3
+    directory = release(config, "model")
+    assert {path.name for path in (directory / "model").iterdir()} == {
+        *("pytorch_lora_weights.safetensors", "backbone.json", "README.md")
+    }
+    assert [check for check in verify(directory, stock(kind)) if not (check.passed and check.done)] == []
+    assert [check.name for check in verify(directory) if not check.done] == ["frozen weights"]
+    card = " ".join((directory / "model" / "README.md").read_text().split())
+    assert 'pipeline.load_lora_weights("FOLDER", weight_name="pytorch_lora_weights.safetensors")' in card
+    assert "differentially private with respect to adding or removing one image" in card
+
+    backbone = load_backbone(config.backbone)
+    network, texts = tuned_network(config, backbone), ["a dark square", "a light square"]
+    settings, labels = config.sampling.model_copy(update={"guidance": 2.0}), torch.tensor([0, 1, 1])
+    ours = Sampler(backbone, network, settings, 32, texts)(labels, torch.Generator().manual_seed(5))
+    scheduler = build_solver(backbone.scheduler, settings)
+    with_adapters, without = (
+        images_of_the_stock_class(stock(kind), scheduler, kind, 2.0, adapters=folder)
+        for folder in (directory / "model", None)
+    )
+    assert np.abs(ours / 255 - with_adapters).max() < 0.6 / 255, "one image from one noise, but for rounding to 8 bits"
+    assert np.abs(without - with_adapters).max() > 2 / 255
+    names = load_file(directory / "model" / "pytorch_lora_weights.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"unet", "text_encoder"}
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------
@@ -350,8 +392,111 @@ def test_prompts_are_released_with_the_images(stock: Callable[[str], Path], colo
     config = config_of(tmp_path, stock("stable diffusion"), colours, "stable diffusion")
     list(finetune(config))
     list(sample(config))
-    table = (release(config) / "synthetic" / "metadata.csv").read_text().splitlines()
+    folder = release(config) / "synthetic"
+    table = (folder / "metadata.csv").read_text().splitlines()
     assert table[:3] == ["file_name,text", "000000.png,a dark square", "000001.png,a light square"]
+    card = (folder / "README.md").read_text()
+    assert "drawn for 2 public prompts in turn (column `text` of metadata.csv)" in card
+    assert "unconditional" not in card
+
+
+# --- what verify finds ----------------------------------------------------------------------------------------------
+
+
+def rehashed(directory: Path) -> None:
+    """What a careful forger does last: all files are declared, in statement and card, with the hashes they have now."""
+    statement, card = (json.loads((directory / name).read_text()) for name in ("privacy.json", "model/backbone.json"))
+    card["sha256"] = {name: sha256_of(directory / "model" / name) for name in card["sha256"]}
+    (directory / "model/backbone.json").write_text(json.dumps(card))
+    statement["files"] = {name: sha256_of(directory / name) for name in statement["files"]}
+    (directory / "privacy.json").write_text(json.dumps(statement))
+
+
+def weights(file: str, change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        state = load_file(directory / "model" / file)
+        change(state)
+        save_file(state, directory / "model" / file, metadata={"format": "pt"})
+
+    return apply
+
+
+def words(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        path = directory / "model" / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return apply
+
+
+def moved(name: str) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda state: state[name].view(-1)[0].add_(0.5)
+
+
+UNET, DIT = "unet/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors"
+ENCODER, LORA = "text_encoder/model.safetensors", "pytorch_lora_weights.safetensors"
+TABLE = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
+QUERY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+FORGED: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "a frozen layer of the UNet": ("stable diffusion", "attn2", weights(UNET, moved("conv_in.weight"))),
+    "a frozen layer of the text encoder": (
+        *("stable diffusion", "attn2"),
+        weights(ENCODER, moved("text_model.encoder.layers.0.mlp.fc1.weight")),
+    ),
+    "a tuned layer of another shape": (
+        *("unconditional", "attention"),
+        weights(UNET, lambda s: s.update({"mid_block.attentions.0.to_q.weight": torch.zeros(3).half()})),
+    ),
+    "a layer more": ("pixels", "attention", weights(UNET, lambda s: s.update({"notes.weight": torch.zeros(3).half()}))),
+    "rows of no class": ("transformer", "attention", weights(DIT, lambda s: s[TABLE][700].add_(1.0))),
+    "a setting of the UNet": (
+        "stable diffusion",
+        "attn2",
+        words("unet/config.json", '"sample_size": 4', '"sample_size": 5'),
+    ),
+    "a class that was not declared": ("transformer", "attention", words("model_index.json", '"dark"', '"patient 7"')),
+    "a word of the tokenizer": ("text to image", "attn2", words("tokenizer/tokenizer.json", '"dark"', '"darc"')),
+    "the rank of an adapter": (
+        *("stable diffusion", "lora-2"),
+        weights(LORA, lambda s: s.update({QUERY: torch.zeros(3, s[QUERY].shape[1])})),
+    ),
+    "an adapter elsewhere": (
+        *("stable diffusion", "lora-2"),
+        weights(LORA, lambda s: s.update({f"unet.conv_in.lora_{k}.weight": torch.zeros(2, 2) for k in "AB"})),
+    ),
+    "one half of an adapter": ("stable diffusion", "lora-2", weights(LORA, lambda s: s.pop(QUERY))),
+}
+
+
+@pytest.fixture(scope="session")
+def released(
+    stock: Callable[[str], Path], colours: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """A release of a model of each kind and choice, made once. Copy it before you touch it."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def directory(kind: str, choice: str) -> Path:
+        if (kind, choice) not in made:
+            folder = tmp_path_factory.mktemp("released")
+            config = config_of(folder, stock(kind), colours, kind, trainable=choice)
+            list(finetune(config))
+            made[kind, choice] = release(config, "model")
+        return made[kind, choice]
+
+    return directory
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_was_not_tuned_is_compared_with_the_public_backbone(
+    name: str, released: Callable[[str, str], Path], stock: Callable[[str], Path], tmp_path: Path
+) -> None:
+    kind, choice, change = FORGED[name]
+    directory = Path(shutil.copytree(released(kind, choice), tmp_path / "forged"))
+    assert verdict(verify(directory, stock(kind))) is Verdict.VERIFIED
+    change(directory)
+    rehashed(directory)
+    assert verdict(verify(directory, stock(kind))) is Verdict.TAINTED
 
 
 # --- what else runs on a family --------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_other_pipelines_are_refused_by_name(own: Path, pipeline: str, reason: s
 def test_a_single_file_is_refused_with_the_way_to_a_directory(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x80")
-    assert "from_single_file(FILE).save_pretrained(FOLDER)" in refused(path)
+    assert f"`dpldm backbone convert {path} --output FOLDER`, and give FOLDER." in refused(path)
 
 
 def test_pickled_weights_are_refused_and_never_opened(own: Path) -> None:

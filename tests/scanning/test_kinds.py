@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 
 from dpldm.errors import UserError
+from dpldm.models.backbone import ADAPTERS as STORED_ADAPTERS
 from dpldm.models.backbone import WEIGHTS as STORED
-from dpldm.models.families import FAMILIES
-from dpldm.scanning.kinds import KINDS, OWN, WEIGHTS, Kind, kind_of
+from dpldm.models.families import FAMILIES, family_of_pipeline
+from dpldm.scanning.kinds import ADAPTERS, KINDS, OWN, WEIGHTS, Kind, kind_of
 from dpldm.scanning.release import content_checks
 from dpldm.verdict import Check
 
 FILE = "diffusion_pytorch_model.safetensors"
 
 
-def weights_of(kind: Kind) -> set[str]:
-    return {f"{part}/{'model.safetensors' if part == kind.text_encoder else FILE}" for part in kind.parts}
+def files_of(kind: Kind) -> set[str]:
+    """Weights, and a tokenizer where there are texts."""
+    weights = {f"{part}/{'model.safetensors' if part == kind.text_encoder else FILE}" for part in kind.parts}
+    return weights | ({"tokenizer/tokenizer.json"} if kind.text_encoder else set())
 
 
 def test_the_table_is_that_of_the_families() -> None:
@@ -28,12 +31,20 @@ def test_the_table_is_that_of_the_families() -> None:
         kind = table[name]
         assert (kind.denoiser, kind.autoencoder) == (layout.denoiser, layout.autoencoder)
         assert kind.text_encoder == layout.text_encoder
-    assert WEIGHTS == STORED
+        assert kind.takes_adapters == layout.takes_adapters
+        assert kind.called is family_of_pipeline(name, "").names
+    assert (WEIGHTS, ADAPTERS) == (STORED, STORED_ADAPTERS)
 
 
-def test_a_kind_is_told_from_its_weights() -> None:
+def test_a_kind_is_told_from_its_files() -> None:
     for kind in KINDS:
-        assert kind_of(weights_of(kind)) is kind
+        assert kind_of(files_of(kind)) is kind
+
+
+def test_what_turns_words_into_numbers_is_part_of_a_kind() -> None:
+    for kind in KINDS:
+        words = {"tokenizer/tokenizer.json"}
+        assert kind_of(files_of(kind) ^ words) is None, "missing where there are texts, too many where there are none"
 
 
 SHARDS = {f"transformer/diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)}
@@ -83,7 +94,7 @@ TRANSFORMER = KINDS[1]
 
 
 def statement_of(**more: Any) -> dict[str, Any]:
-    names = weights_of(TRANSFORMER)
+    names = files_of(TRANSFORMER)
     return {
         "guarantee": dict.fromkeys(("epsilon", "delta", "unit", "adjacency"), 0),
         "ledger": {"dataset_id": "scans"},
@@ -117,7 +128,7 @@ def test_another_backbone_than_that_of_the_statement_is_told(tmp_path: Path) -> 
         checked(tmp_path, statement_of(), "DiTPipeline", given)
     (given / "model_index.json").write_text("{}")
     assert not checked(tmp_path, statement_of(), "DiTPipeline", given)["frozen weights"].passed
-    for name in weights_of(TRANSFORMER):
+    for name in files_of(TRANSFORMER):
         (given / name).parent.mkdir()
         (given / name).write_bytes(b"")
     assert not checked(tmp_path, statement_of(), "DiTPipeline", given)["frozen weights"].passed

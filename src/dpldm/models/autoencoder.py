@@ -23,6 +23,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
+from dpldm.errors import UserError
+
+PIXELS_AT_ONCE = 1 << 18
+"""256 images of 32 x 32."""
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -118,17 +123,33 @@ def from_network(images: Tensor, image_size: int) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
+def tile(autoencoder: Autoencoder) -> None:
+    """From now on, encode and decode images piece by piece if they are larger than those it was trained on.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not isinstance(autoencoder, AutoencoderKL):
+        raise UserError("runtime.tiling is for autoencoders of the class AutoencoderKL: leave it out.")
+    autoencoder.enable_tiling()
+
+
+def images_at_once(image_size: int) -> int:
+    """Images that are encoded or decoded together: memory only."""
+    return max(1, PIXELS_AT_ONCE // image_size**2)
+
+
 @torch.no_grad()
-def encode(autoencoder: Autoencoder, pixels: np.ndarray, batch_size: int = 256) -> Posterior:
+def encode(autoencoder: Autoencoder, pixels: np.ndarray) -> Posterior:
     """Posterior of every image, on the CPU; `pixels` is uint8 (N, H, W, C).
 
     Images never meet: convolutions and group norms treat each one alone, so a record's latent depends on that
     record only (tested), which is what lets a private cache be computed once.
     """
     factor, scale = downsampling(autoencoder), float(autoencoder.config.scaling_factor)
-    means, log_variances = [], []
-    for start in range(0, len(pixels), batch_size):
-        batch = to_network(pixels[start : start + batch_size], factor).to(autoencoder.device)
+    means, log_variances, together = [], [], images_at_once(pixels.shape[1])
+    for start in range(0, len(pixels), together):
+        batch = to_network(pixels[start : start + together], factor).to(autoencoder.device)
         posterior = _posterior(autoencoder, batch)
         means.append(posterior.mean.float().cpu() * scale)
         log_variances.append(posterior.log_variance.float().cpu() + 2 * math.log(scale))
@@ -145,10 +166,10 @@ def _posterior(autoencoder: Autoencoder, batch: Tensor) -> Posterior:
 
 
 @torch.no_grad()
-def decode(autoencoder: Autoencoder, latents: Tensor, image_size: int, batch_size: int = 256) -> np.ndarray:
+def decode(autoencoder: Autoencoder, latents: Tensor, image_size: int) -> np.ndarray:
     """Latents (N, c, h, w) -> uint8 (N, image_size, image_size, C)."""
     decoded = []
-    for part in torch.split(latents, batch_size):
+    for part in torch.split(latents, images_at_once(image_size)):
         unscaled = part.to(autoencoder.device) / float(autoencoder.config.scaling_factor)
         images = unscaled if isinstance(autoencoder, Pixels) else autoencoder.decode(unscaled).sample
         decoded.append(from_network(images, image_size))

@@ -3,8 +3,8 @@
     NAME/ model_index.json  vae/  unet/  scheduler/  backbone.json (provenance, recipe, sha256 of the weights)
 
 These are the folders of our own backbones; a foreign one has those of its pipeline, and no backbone.json: its card then
-names its weights by their sha256 as they are. What is saved has one. Weights are stored as float16 and loaded as
-float32. Everything in a backbone comes from public images.
+names its weights by their sha256 as they are, and its tokenizer too, which says what a weight means. What is saved has
+one. Weights are stored as float16 and loaded as float32. Everything in a backbone comes from public images.
 """
 
 import hashlib
@@ -21,12 +21,20 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, VQModel
-from torch import nn
+from torch import Tensor, nn
 
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Autoencoder, Pixels
 from dpldm.models.families import Family, Layout, family_of, family_of_pipeline
-from dpldm.models.families.parts import copy_part, load_part, require_class, save_half, weights_of
+from dpldm.models.families.parts import (
+    copy_part,
+    load_part,
+    require_class,
+    save_half,
+    tokenizer_files,
+    weights_of,
+)
+from dpldm.models.lora import save_adapters
 
 WEIGHTS = ("vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
 """Of our own backbones."""
@@ -38,6 +46,8 @@ OWN = {
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
 """model_index.json of our own backbones."""
+ADAPTERS = "pytorch_lora_weights.safetensors"
+"""All weights of a release of adapters."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 
@@ -51,7 +61,7 @@ class Backbone:
     denoiser: nn.Module  # the network of its family
     scheduler: DDPMScheduler
     provenance: Mapping[str, Any]
-    sha256: Mapping[str, str] = field(default_factory=dict)  # of the weights files it was loaded from
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the weights and tokenizer files it was loaded from
     index: Mapping[str, Any] = field(default_factory=lambda: OWN)  # model_index.json
     source: Path | None = None  # the directory it was loaded from
 
@@ -82,7 +92,7 @@ class Backbone:
         family, layout = self.family, self.family.layouts[self.index["_class_name"]]
         family.save(self.denoiser, directory, layout, self.source)
         index = family.index(self.index, labels)
-        if self.index["_class_name"] == OWN["_class_name"] or self.source is None:
+        if self.source is None:
             save_half(self.autoencoder, directory / "vae")
             self.scheduler.save_pretrained(directory / "scheduler")
             index["_diffusers_version"] = diffusers.__version__
@@ -92,22 +102,50 @@ class Backbone:
             (directory / "scheduler").mkdir(exist_ok=True)
             shutil.copyfile(self.source / SCHEDULE, directory / SCHEDULE)
         _write_json(directory / "model_index.json", index)
-        card = {
-            "name": self.name,
-            **self.provenance,
-            **({"tuned": dict(tuned)} if tuned else {}),
-            "sha256": {name: sha256_of(path) for name, path in _weights(directory, layout).items()},
-        }
+        owed = {"tuned": dict(tuned)} if tuned else {}
+        certify(directory, self.name, {**self.provenance, **owed})
+
+    def save_adapters(self, directory: Path, weights: Mapping[str, Tensor], tuned: Mapping[str, Any]) -> None:
+        """Write nothing but adapters, which the stock pipeline of the public model loads by `load_lora_weights`.
+
+        Args:
+            weights: what was tuned, by peft's names.
+            tuned: what is owed for them.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        save_adapters(weights, directory / ADAPTERS)
+        digests = {ADAPTERS: sha256_of(directory / ADAPTERS)}
+        card = {"name": self.name, **self.provenance, "tuned": dict(tuned), "sha256": digests}
         _write_json(directory / "backbone.json", card)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether its stock pipeline loads adapters."""
+        return self.family.layouts[self.index["_class_name"]].takes_adapters
 
 
 SCHEDULE = "scheduler/scheduler_config.json"
+
+
+def certify(directory: Path, name: str, provenance: Mapping[str, Any]) -> None:
+    """Write the card of a stock directory: its name, where it comes from, and the sha256 of what a run is bound to."""
+    index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
+    pipeline = index["_class_name"]
+    layout = family_of_pipeline(pipeline, name).layouts[pipeline]
+    digests = {file: sha256_of(path) for file, path in _bound(directory, layout).items()}
+    _write_json(directory / "backbone.json", {"name": name, **provenance, "sha256": digests})
 
 
 def _weights(directory: Path, layout: Layout) -> dict[str, Path]:
     """The weights files of a directory by the names they have by convention."""
     parts = [part for part in (layout.autoencoder, layout.denoiser, layout.text_encoder) if part is not None]
     return {f"{part}/{name}": path for part in parts for name, path in weights_of(directory / part).items()}
+
+
+def _bound(directory: Path, layout: Layout) -> dict[str, Path]:
+    """The files that a run is bound to: weights, and what turns words into their rows."""
+    words = tokenizer_files(directory / "tokenizer") if layout.text_encoder is not None else {}
+    return _weights(directory, layout) | {f"tokenizer/{name}": path for name, path in words.items()}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -127,7 +165,7 @@ def sha256_of(path: Path) -> str:
 
 
 def weights_digest(digests: Mapping[str, str]) -> str:
-    """One digest for all weights files of a backbone, from the sha256 of each."""
+    """One digest for all files of a backbone that a run is bound to, from the sha256 of each."""
     return hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()
 
 
@@ -151,8 +189,8 @@ def locate_backbone(name_or_path: str) -> Path:
         return directory
     if directory.suffix in SINGLE_FILES:
         raise UserError(
-            f"The backbone {name_or_path!r} is a single file: turn it into a directory with diffusers, "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give FOLDER."
+            f"The backbone {name_or_path!r} is a single file: turn it into a directory with "
+            f"`dpldm backbone convert {name_or_path} --output FOLDER`, and give FOLDER."
         )
     if HUB_ID.fullmatch(name_or_path) and not directory.exists():
         return _from_hub(name_or_path)
@@ -203,11 +241,11 @@ def read_card(name_or_path: str) -> dict[str, Any]:
 
 
 def _foreign_card(directory: Path, name_or_path: str) -> dict[str, Any]:
-    """Name, pipeline and sha256 of the weights. The name is the hub's, or that of the folder: no path of a machine."""
+    """Name, pipeline and sha256 of its files. The name is the hub's, or that of the folder: no path of a machine."""
     _, layout, index = kind_of(name_or_path)
     of_hub = HUB_ID.fullmatch(name_or_path) and not Path(name_or_path).exists()
     name = name_or_path if of_hub else directory.resolve().name
-    digests = {name: _digest(path) for name, path in _weights(directory, layout).items()}
+    digests = {file: _digest(path) for file, path in _bound(directory, layout).items()}
     return {"name": name, "pipeline": index["_class_name"], "sha256": digests}
 
 
@@ -291,12 +329,12 @@ def load_backbone(name_or_path: str, device: torch.device | None = None) -> Back
     directory, card = locate_backbone(name_or_path), read_card(name_or_path)
     try:
         family, layout, index = kind_of(name_or_path)
-        digests, found = card.pop("sha256"), _weights(directory, layout)
+        digests, found = card.pop("sha256"), _bound(directory, layout)
         changed = [name for name, path in found.items() if _digest(path) != digests[name]]
     except (OSError, KeyError) as error:
         raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
     if changed:
-        raise UserError(f"The weights {changed} of backbone {name_or_path!r} do not match their recorded sha256.")
+        raise UserError(f"The files {changed} of backbone {name_or_path!r} do not match their recorded sha256.")
     network = family.load(directory, index, layout)
     autoencoder = _load_autoencoder(directory, index, layout)
     channels = int(family.settings(network)["in_channels"])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dpldm.models.families import family_of
 from dpldm.models.families.class_token import adapt_to_labels, build_denoiser, class_count, condition
+from dpldm.models.lightening import computing
 
 __all__ = ["adapt_to_labels", "build_denoiser", "build_scheduler", "class_count", "condition", "denoising_losses"]
 
@@ -40,7 +41,8 @@ def denoising_losses(
     `min_snr` is the gamma of min-SNR weighting; None weighs all timesteps alike.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    prediction = family_of(denoiser).predict(denoiser, noisy, timesteps, context)
+    with computing(denoiser):
+        prediction = family_of(denoiser).predict(denoiser, noisy, timesteps, context)
     target = _target(scheduler, latents, noise, timesteps)
     losses: Tensor = (prediction.float() - target).square().flatten(1).mean(1)
     return losses if min_snr is None else losses * _min_snr_weights(scheduler, timesteps, min_snr)

@@ -1,13 +1,16 @@
 """Low-rank adapters (Hu et al. 2021): W + B A instead of W, with only A (r x in) and B (out x r) tuned.
 
-peft puts them into the network that is trained. What is sampled and released has them merged: a stock network again,
-for which nobody needs peft.
+peft puts them into the network that is trained. What is sampled has them merged: a stock network again, for which
+nobody needs peft. So has what is released, but where the stock pipeline loads adapters: there they are released alone.
 """
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpldm.errors import UserError
@@ -52,3 +55,21 @@ def merge_adapters(weights: Mapping[str, Tensor], public: Mapping[str, Tensor]) 
             update = weights[layer + UP].flatten(1) @ down.flatten(1)  # a convolution's A holds whole patches
             merged[f"{layer}.weight"] = whole + update.view_as(whole).to(whole.device)
     return merged
+
+
+def save_adapters(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write tuned adapters under the names that `load_lora_weights` of a stock pipeline knows, in float32. Their scale
+    is 1, as it is taken to be where a file says nothing of it.
+
+    Args:
+        weights: what was tuned, adapters by peft's names, and nothing else.
+    """
+    stored = {_stock_name(name): tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(stored, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
+def _stock_name(name: str) -> str:
+    """Without the name of the adapter, and with the prefix that transformers 5 leaves out in memory."""
+    plain = re.sub(r"\.default\.weight$", ".weight", name)
+    return re.sub(r"^text_encoder\.(?!text_model\.)", "text_encoder.text_model.", plain)

@@ -49,9 +49,10 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     table.add_row("noise-to-signal", f"{forecast.noise_to_signal:.2f} = sigma sqrt(P) / L, per step")
     if forecast.seconds is not None:
         average = "on average " if forecast.selection is not None else ""
-        table.add_row(
-            "fine-tuning here", f"{average}about {duration(forecast.seconds)}, {forecast.memory_bytes / 1e9:.1f} GB"
-        )
+        table.add_row("fine-tuning here", f"{average}about {duration(forecast.seconds)}")
+    if forecast.memory_bytes is not None:
+        rows = "an example" if forecast.rows_at_once == 1 else f"{forecast.rows_at_once} examples"
+        table.add_row("memory", f"{forecast.memory_bytes / 1e9:.1f} GB at most, with {rows} in a pass")
     warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
     return Group(table, outlook_lines(forecast.outlook), *warnings)
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dpldm.config import RunConfig
+from dpldm.models.backbone import HUB_ID
 from dpldm.report.card import benchmark_note, plain
 from dpldm.report.wording import guarantee_sentence, odds_sentence, tells_public_classes, trial_constants
 
@@ -21,9 +22,15 @@ remove bias from the data. Test any model trained on these images on real ones b
 people or things that matters by itself."""
 
 
+ADAPTERS = """Load that pipeline, then
+
+    pipeline.load_lora_weights("FOLDER", weight_name="pytorch_lora_weights.safetensors")
+
+where FOLDER is the one that holds this file."""
+
+
 def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """Data card of the synthetic images: synthetic/README.md."""
-    labels = ", ".join(plain(name) for name in config.data.labels) or "none (unconditional)"
     sampling, task = config.sampling, "image-classification" if config.data.labels else "unconditional-image-generation"
     count = sum(sampling.label_counts) if sampling.label_counts and config.data.labels else sampling.count
     header = {
@@ -40,7 +47,7 @@ def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
 Every image here was drawn from a generative model; none is a photograph of anyone or anything. The set is
 {guarantee_sentence(statement)}.
 {benchmark_note(statement)}
-* {count} images, {config.data.image_size} x {config.data.image_size}, classes: {labels}
+* {count} images, {config.data.image_size} x {config.data.image_size}, {_conditions(config, statement)}
 * drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
 * {_frequencies(config, trial_constants(statement["plan"]))}
 * licence: {config.licence}{_no_licence(config)}
@@ -49,20 +56,27 @@ Every image here was drawn from a generative model; none is a photograph of anyo
 """
 
 
-def model_card(config: RunConfig, statement: Mapping[str, Any], pipeline: str, told: str) -> str:
+def model_card(
+    config: RunConfig, statement: Mapping[str, Any], pipeline: str, told: str, *, adapters: bool = False
+) -> str:
     """Card of the tuned model: model/README.md.
 
     Args:
         pipeline: class that its model_index.json names.
         told: what it can be told, classes, captions or nothing.
+        adapters: it is adapters alone, for the stock pipeline of that class.
     """
-    claim, name = statement["guarantee"], plain(statement["backbone"]["name"])
+    claim, base = statement["guarantee"], statement["backbone"]["name"]
+    name = plain(base)
     header = {
         "license": config.licence,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image" if told == "captions" else "unconditional-image-generation",
-        "tags": [*TAGS, "latent-diffusion", "dpldm"],
+        "tags": [*TAGS, "latent-diffusion", "dpldm", *(["lora"] if adapters else [])],
+        **({"base_model": base} if HUB_ID.fullmatch(base) else {}),
     }
+    kind = f"adapters (LoRA) for the {plain(pipeline)} {name}" if adapters else f"a {plain(pipeline)} of diffusers"
+    use = ADAPTERS if adapters else _code(config, statement, told)
     size = f"{config.data.image_size} x {config.data.image_size}"
     return f"""{_block(header)}
 # A private latent diffusion model: {plain(config.name)}
@@ -73,26 +87,32 @@ with DP-SGD. The weights are {guarantee_sentence(statement)}.
 {odds_sentence(claim["epsilon"], claim["unit"])} Everything that is drawn from the model or tuned further from it is
 covered too, as long as the private images are not used again.
 {benchmark_note(statement)}
-* stored as a {plain(pipeline)} of diffusers; told {_told(config, statement, told)}
+* stored as {kind}; told {_told(config, statement, told)}
 * draws images of {size}, {"grey" if config.data.channels == 1 else "colour"}
 * licence: {config.licence}{_no_licence(config)}; the backbone's own terms come first
 
-```python
+{use}
+
+Never use it as a backbone for private images as if it were public: what it cost is in `backbone.json`.
+
+{LIMITS}
+"""
+
+
+def _code(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
+    """How to draw from it."""
+    sampling = config.sampling
+    return f"""```python
 import torch
 from dpldm import load_backbone
 from dpldm.config import SamplingConfig
 from dpldm.sampling import Sampler
 
 model = load_backbone("DIRECTORY")
-settings = SamplingConfig(steps={config.sampling.steps}, guidance={config.sampling.guidance:g})
+settings = SamplingConfig(steps={sampling.steps}, guidance={sampling.guidance:g})
 draw = Sampler(model, model.denoiser, settings, {config.data.image_size}{_texts(told)})
 images = draw(torch.{_sixteen(config, statement)}, torch.Generator().manual_seed(0))  # uint8 (16, S, S, C)
-```
-
-Never use it as a backbone for private images as if it were public: what it cost is in `backbone.json`.
-
-{LIMITS}
-"""
+```"""
 
 
 def _told(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
@@ -123,6 +143,15 @@ def _block(header: Mapping[str, Any]) -> str:
 
 def _no_licence(config: RunConfig) -> str:
     return " (whoever publishes this has not said: ask)" if config.licence == "unknown" else ""
+
+
+def _conditions(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """What the images were told to be."""
+    if config.data.labels:
+        return "classes: " + ", ".join(plain(name) for name in config.data.labels)
+    if prompts := statement["declared_constants"].get("prompts"):
+        return f"drawn for {len(prompts)} public prompts in turn (column `text` of metadata.csv)"
+    return "classes: none (unconditional)"
 
 
 def _frequencies(config: RunConfig, plan: Mapping[str, Any]) -> str:

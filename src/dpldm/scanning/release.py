@@ -1,6 +1,5 @@
 """All content checks of a release, one after the other. Each failure taints: no guarantee covers what was found."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,10 +10,11 @@ from typing import Any
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.report.head import is_sealed_page
-from dpldm.scanning.kinds import OWN, WEIGHTS, Kind, kind_of_statement
+from dpldm.scanning.frozen import changed_setting, changed_weight, is_named, network_of, strange_adapter
+from dpldm.scanning.kinds import ADAPTERS, OWN, WEIGHTS, Kind, kind_of_statement
 from dpldm.scanning.pictures import extra_in_npz, extra_in_png
 from dpldm.scanning.texts import extra_in_table, parsed, place_or_mark, private_key
-from dpldm.scanning.weights import HALF, PUBLIC, changed_frozen_weight, foreign_tensor, public_half
+from dpldm.scanning.weights import HALF, PUBLIC, SINGLE, foreign_tensor
 from dpldm.verdict import Check
 
 BARE_NAME = re.compile(r"[\w.+ -]{1,100}")
@@ -56,18 +56,18 @@ def content_checks(directory: Path, statement: Statement, backbone: Path | None)
         yield Check(name, what is None, what or "nothing beside what belongs there", taints=True)
     if any(name.startswith("model/") for name in statement["files"]):
         yield _debt(directory / "model", statement, kind)
-        if kind is OWN or kind is None:
-            yield _against_backbone(directory / "model", statement, backbone)
-        else:
-            yield _not_compared(statement, backbone)
+        yield _against_backbone(directory / "model", statement, kind or OWN, backbone)
 
 
 def _types(path: Path, directory: Path, statement: Statement) -> frozenset[str]:
-    """Tensors are stored in half precision; those of a foreign backbone that are copied byte for byte, as they are."""
+    """Tensors are stored in half precision, adapters in single; those of a foreign backbone that are copied byte for
+    byte, as they are."""
     name = path.relative_to(directory).as_posix()
+    if name == f"model/{ADAPTERS}":
+        return SINGLE
     public = statement["backbone"]["sha256"].get(name.removeprefix("model/"))
     copied = name.startswith("model/") and public == statement["files"][name]
-    return PUBLIC if copied and kind_of_statement(statement) is not OWN else HALF
+    return PUBLIC if copied else HALF
 
 
 def _text_of_statement(statement: Statement) -> str | None:
@@ -107,18 +107,24 @@ def _debt(model: Path, statement: Statement, kind: Kind | None) -> Check:
 
 
 def _hashes(statement: Statement, kind: Kind | None) -> Mapping[str, str | None]:
-    """sha256 of the model's weights, at least one file of every part: what is missing has none."""
+    """sha256 of what identifies the model, at least one file of every part: what is missing has none."""
     files = {name: digest for name, digest in statement["files"].items() if name.startswith("model/")}
     files = {name.removeprefix("model/"): digest for name, digest in files.items()}
     if kind is None or kind is OWN:
         return {name: files.get(name) for name in WEIGHTS}
-    found: dict[str, str | None] = {name: digest for name, digest in files.items() if kind.is_weights(name)}
+    if ADAPTERS in files:
+        return {ADAPTERS: files[ADAPTERS]}
+    found: dict[str, str | None] = {name: digest for name, digest in files.items() if kind.is_bound(name)}
     present = {name.partition("/")[0] for name in found}
     return found | dict.fromkeys(kind.parts - present)
 
 
 def _is_a(kind: Kind | None, model: Path) -> bool:
-    """Whether the model says that it is of the kind that its statement's backbone is of."""
+    """Whether the model says that it is of the kind that its statement's backbone is of. Adapters are of the kind that
+    takes them, and nothing lies beside them."""
+    if kind is not None and kind.takes_adapters and (model / ADAPTERS).is_file():
+        beside = {path.name for path in model.iterdir()} - {ADAPTERS, "backbone.json", "README.md"}
+        return not beside
     try:
         index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
         return kind is not None and index["_class_name"] in kind.pipelines
@@ -126,51 +132,40 @@ def _is_a(kind: Kind | None, model: Path) -> bool:
         return False
 
 
-def _against_backbone(model: Path, statement: Statement, given: Path | None) -> Check:
-    """What was not tuned is the public backbone's, bit for bit."""
-    name = "frozen weights"
+def _against_backbone(model: Path, statement: Statement, kind: Kind, given: Path | None) -> Check:
+    """What was not tuned is the public backbone's, bit for bit; of adapters, that they add to what was tuned."""
+    name, declared, bound = "frozen weights", statement["declared_constants"], statement["backbone"]["sha256"]
     public = given if given is not None else _bundled(statement)
+    if given is not None and not (given / "model_index.json").is_file():
+        raise UserError(f"{given} is no backbone: give the directory of the public backbone, with a model_index.json.")
     if public is None:
-        return Check(name, True, "not compared: give the public backbone with --backbone DIR", done=False)
+        return _without_backbone(name, model / ADAPTERS, declared, kind)
     try:
-        hashes = json.loads((public / "backbone.json").read_text(encoding="utf-8"))["sha256"]
-        if hashes != statement["backbone"]["sha256"]:
+        if not is_named(public, bound):
             return Check(name, False, f"{printable(public.name)} is not the backbone that the statement names")
-        settings = (public_half(model), public_half(public))
+        theirs = network_of(public, bound, kind, ours=False)
+        if (model / ADAPTERS).is_file():
+            different = strange_adapter(model / ADAPTERS, theirs, declared, kind.called)
+        else:
+            released = [file.removeprefix("model/") for file in statement["files"] if file.startswith("model/")]
+            ours = network_of(model, released, kind, ours=True)
+            different = changed_setting(model, public, kind, declared)
+            different = different or changed_weight(ours, theirs, declared, kind.called)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        if given is not None and not (given / "backbone.json").is_file():
-            raise UserError(f"{given} is no backbone: give a directory made by `dpldm pretrain`.") from error
-        return Check(name, False, "settings of the model cannot be read")
-    different = next((part for part in settings[0] if settings[0][part] != settings[1][part]), None)
-    if different is None:
-        try:
-            different = changed_frozen_weight(model / WEIGHTS[1], public / WEIGHTS[1], statement["declared_constants"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            different = f"unreadable ({type(error).__name__})"
+        different = f"something unreadable ({type(error).__name__})"
     detail = f"equal to those of {printable(public.name)}" if different is None else f"{printable(different)} differs"
     return Check(name, different is None, detail, taints=True)
 
 
-def _not_compared(statement: Statement, given: Path | None) -> Check:
-    """Of other kinds than our own only the identity of the given backbone is looked at, and what was copied byte for
-    byte (`public weights`): whether what was not tuned in denoiser and text encoder is public stays open, and so does
-    what a tokenizer holds."""
-    name = "frozen weights"
-    if given is None:
-        return Check(name, True, "not compared: this kind of model is not compared with its backbone", done=False)
-    if not (given / "model_index.json").is_file():
-        raise UserError(f"{given} is no backbone: give the directory of the public backbone, with a model_index.json.")
-    for file, digest in statement["backbone"]["sha256"].items():
-        half = file.removesuffix(".safetensors") + ".fp16.safetensors"  # stored so, it counts under the plain name
-        path = next((given / each for each in (file, half) if (given / each).is_file()), None)
-        if path is None or _digest(path) != digest:
-            return Check(name, False, f"{printable(given.name)} is not the backbone that the statement names")
-    return Check(name, True, f"not compared; {printable(given.name)} is the backbone of the statement", done=False)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _without_backbone(name: str, adapters: Path, declared: Mapping[str, Any], kind: Kind) -> Check:
+    """Nothing to compare with: of adapters, names and ranks are looked at all the same."""
+    try:
+        different = strange_adapter(adapters, None, declared, kind.called) if adapters.is_file() else None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        different = ADAPTERS
+    if different is not None:
+        return Check(name, False, f"{printable(different)} is none of the declared adapters", taints=True)
+    return Check(name, True, "not compared: give the public backbone with --backbone DIR", done=False)
 
 
 def _bundled(statement: Statement) -> Path | None:

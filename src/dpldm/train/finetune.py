@@ -14,10 +14,11 @@ from dpldm.data.latents import PrivateLatents, private_latents, private_source
 from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
-from dpldm.models.autoencoder import Posterior, downsampling, latent_shape
+from dpldm.models.autoencoder import Posterior, downsampling, latent_shape, tile
 from dpldm.models.backbone import Backbone, load_backbone, public_classes_of
 from dpldm.models.denoiser import denoising_losses
 from dpldm.models.families import family_of
+from dpldm.models.lightening import halve_frozen, recompute_activations
 from dpldm.models.public_classes import adapt, class_guesses, nearest
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.clipping import ClippedSum
@@ -30,9 +31,10 @@ from dpldm.privacy.noise import standard_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import class_means
 from dpldm.privacy.questions import ClassMeans
-from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
+from dpldm.run import Run, bytes_of_latents, ledger_cap, plan_of, require_same_backbone
 from dpldm.train.asking import answered, ask_all
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from dpldm.train.memory import bytes_of, free_memory, pass_cost, rows_that_fit
 from dpldm.train.optimizer import CorrectedAdam, averaged
 from dpldm.train.schedule import rate
 from dpldm.train.timesteps import Timesteps
@@ -83,6 +85,7 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
     run.create()
     tuner = Tuner(backbone, config, plan)
     require_examples_apart(tuner, backbone, config)
+    tuner.settle(backbone, config, plan)
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
         tokenize=tokenizer_of(backbone),
@@ -147,7 +150,7 @@ def algorithm_1(
             except BudgetExhausted:
                 yield shown(tuner, plan, ledger, curve, ended_early=True)
                 return
-            for records, weights in latents.passes(batch, run.config.runtime.physical_batch_size):  # none if empty
+            for records, weights in latents.passes(batch, tuner.rows_at_once):  # none if empty
                 of_batch = (records.numel(), plan.draws_per_example, shape)
                 draws = fresh_draws(*of_batch, timesteps, settings.label_dropout, entropy)
                 losses = example_losses(
@@ -314,6 +317,29 @@ class Tuner(Learner):
         self.network: nn.Module = backbone.denoiser.eval()
         trainable = choose_trainable(self.network, config.trainable, embedder=config.tune_embedder)
         super().__init__(trainable, backbone.digest, config.optimizer, plan)
+        if config.runtime.gradient_checkpointing:
+            recompute_activations(self.network)
+        given = config.runtime.physical_batch_size
+        self.rows_at_once = 1 if given == "auto" else given
+
+    def settle(self, backbone: Backbone, config: RunConfig, plan: PrivacyPlan) -> None:
+        """Take as little memory as `runtime` asks, and as many examples into a pass as fit if it says so. Not before
+        the checks at set-up, which compare gradients in float32.
+
+        Raises:
+            UserError: the network or the autoencoder cannot do so.
+        """
+        runtime = config.runtime
+        if runtime.frozen_dtype == "bfloat16":
+            halve_frozen(self.network)
+        if runtime.tiling:
+            tile(backbone.autoencoder)
+        if runtime.physical_batch_size == "auto":
+            cost = pass_cost(self.network, self.trainable, plan, made_up_losses(self, backbone, config, plan))
+            device = next(self.network.parameters()).device
+            latents = plan.records * plan.images_per_unit * bytes_of_latents(config) if device.type == "cpu" else 0
+            beside = 2 * bytes_of(self._parameters) + latents
+            self.rows_at_once = rows_that_fit(cost, beside, free_memory(device), plan.expected_batch_size)
 
     def start_from(self, means: Tensor, scheduler: DDPMScheduler) -> None:
         """Tell classes apart by their noised mean latents, (K, c, h, w), before the first update."""
@@ -454,6 +480,23 @@ def stand_ins(posterior: Posterior, labels: Tensor, usable: Tensor, network: nn.
     family = family_of(network)
     tokens = family.null(network).expand(len(labels), -1) if family.told == "captions" else None
     return PrivateLatents(posterior, labels, usable, tokens=tokens)
+
+
+def made_up_losses(
+    tuner: Tuner, backbone: Backbone, config: RunConfig, plan: PrivacyPlan, entropy: Entropy | None = None
+) -> Callable[[int], Tensor]:
+    """Losses (B,) of B made-up records: what a pass takes is seen on them."""
+    shape = torch.Size(latent_shape(backbone.autoencoder, config.data.image_size))
+    timesteps, source = timestep_law(backbone.scheduler, config.optimizer), entropy or SystemEntropy()
+
+    def losses(records: int) -> Tensor:
+        labels = torch.zeros(records, dtype=torch.int64) - (0 if config.data.labels else 1)
+        mean = torch.randn(records, *shape)
+        made_up = stand_ins(Posterior(mean, torch.zeros_like(mean)), labels, labels >= -1, tuner.network)
+        draws = fresh_draws(records, plan.draws_per_example, shape, timesteps, 0.1, source)
+        return example_losses(tuner.network, backbone.scheduler, made_up, torch.arange(records), draws)
+
+    return losses
 
 
 def require_examples_apart(tuner: Tuner, backbone: Backbone, config: RunConfig) -> None:

@@ -187,6 +187,7 @@ def _trial(here: Run, plan: SelectionPlan, latents: PrivateLatents) -> float | N
     here.private.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     tuner = Tuner(backbone, config, trial)
+    tuner.settle(backbone, config, trial)
     with open_ledger(here.ledger, trial.dataset_id, (trial.epsilon, trial.delta)) as ledger:
         if here.checkpoint.exists():  # a trial without one goes on with the attempts that are left
             resume(tuner, here, trial, ledger)
@@ -198,7 +199,7 @@ def _trial(here: Run, plan: SelectionPlan, latents: PrivateLatents) -> float | N
             return None
 
         def total() -> Tensor:
-            found = scores(tuner, backbone, latents, config.runtime.physical_batch_size, entropy)
+            found = scores(tuner, backbone, latents, tuner.rows_at_once, entropy)
             return score_sums(plan.score, places_of(latents), found)
 
         try:

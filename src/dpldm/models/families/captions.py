@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from dpldm.errors import MissingExtra, UserError
 from dpldm.models.choices import CAPTIONS
 from dpldm.models.families.family import Family, Layout
-from dpldm.models.families.parts import TRANSFORMERS, copy_part, load_part, require_class, save_half, weights_of
+from dpldm.models.families.parts import (
+    TRANSFORMERS,
+    copy_part,
+    load_part,
+    require_class,
+    save_half,
+    tokenizer_files,
+    weights_of,
+)
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
-TOKENIZER_FILES = (
-    *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"),
-    *("special_tokens_map.json", "added_tokens.json"),
-)
 FOREIGN = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 """Settings of a UNet that is told more than a text."""
 
@@ -50,7 +54,7 @@ class Captions(Family):
 
     title = "captions"
     layouts: ClassVar[Mapping[str, Layout]] = {
-        "StableDiffusionPipeline": Layout(text_encoder="text_encoder"),
+        "StableDiffusionPipeline": Layout(text_encoder="text_encoder", takes_adapters=True),
         "LDMTextToImagePipeline": Layout(autoencoder="vqvae", text_encoder="bert"),
     }
     names = CAPTIONS
@@ -77,17 +81,16 @@ class Captions(Family):
     def save(self, network: Any, directory: Path, layout: Layout, source: Path | None) -> None:
         """See `Family.save`. An encoder that was not tuned is copied."""
         part = str(layout.text_encoder)
-        save_half(network.unet, directory / layout.denoiser)
         if source is None:
             raise ValueError("a tokenizer is copied from the directory it was loaded from")
+        save_half(network.unet, directory / layout.denoiser, source / layout.denoiser)
         if _equals_stored(network.text_encoder, source / part):
             copy_part(network.text_encoder, source / part, directory / part)
         else:
-            save_half(network.text_encoder, directory / part, TRANSFORMERS)
+            save_half(network.text_encoder, directory / part, source / part, stem=TRANSFORMERS, prefix=_prefix(network))
         (directory / "tokenizer").mkdir(exist_ok=True)
-        for name in TOKENIZER_FILES:
-            if (source / "tokenizer" / name).is_file():
-                shutil.copyfile(source / "tokenizer" / name, directory / "tokenizer" / name)
+        for name, path in tokenizer_files(source / "tokenizer").items():
+            shutil.copyfile(path, directory / "tokenizer" / name)
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """See `Family.predict`."""
@@ -156,6 +159,12 @@ def _load_tokenizer(directory: Path, index: Mapping[str, Any]) -> Any:
         return getattr(transformers, name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"The tokenizer in {folder} cannot be read ({type(error).__name__}): {remedy}") from error
+
+
+def _prefix(network: Any) -> str:
+    """What stock files of CLIP's text encoder put before every name, and transformers 5 leaves out in memory."""
+    of_clip = type(network.text_encoder).__name__ == "CLIPTextModel"
+    return "text_model." if of_clip and not hasattr(network.text_encoder, "text_model") else ""
 
 
 def _equals_stored(encoder: Any, folder: Path) -> bool:

@@ -40,7 +40,7 @@ class ClassToken(Family):
 
     def save(self, network: nn.Module, directory: Path, layout: Layout, source: Path | None) -> None:
         """See `Family.save`."""
-        save_half(network, directory / layout.denoiser)
+        save_half(network, directory / layout.denoiser, source and source / layout.denoiser)
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """See `Family.predict`."""

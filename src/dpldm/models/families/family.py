@@ -25,6 +25,7 @@ class Layout:
     denoiser: str = "unet"
     autoencoder: str | None = "vae"  # None: the model draws pixels
     text_encoder: str | None = None
+    takes_adapters: bool = False  # the stock pipeline has load_lora_weights
 
 
 class Family(ABC):

@@ -16,6 +16,12 @@ from dpldm.errors import UserError
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZER_FILES = (
+    *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+ADAPTED = ("encoder_hid_dim", "num_embeds_ada_norm")
+"""Settings that making room for private classes changes."""
 
 
 def weights_of(folder: Path) -> dict[str, Path]:
@@ -76,29 +82,44 @@ def load_part(kind: Any, folder: Path) -> nn.Module:
     return part
 
 
-def save_half(network: Any, folder: Path, stem: str = DIFFUSERS) -> None:
-    """Save a float16 copy without touching the float32 network."""
-    state = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
-    save_config(network, folder)
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of a tokenizer that there are, by name."""
+    return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def save_half(
+    network: Any, folder: Path, source: Path | None = None, *, stem: str = DIFFUSERS, prefix: str = ""
+) -> None:
+    """Save a float16 copy without touching the float32 network.
+
+    Args:
+        source: the folder of the public part, if there is one.
+        prefix: put before the names of all tensors.
+    """
+    state = {prefix + name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
+    save_config(network, folder, source)
     path = folder / f"{stem}.safetensors"
     save_file({n: t.contiguous() for n, t in state.items()}, path, metadata={"format": "pt"})
     path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def save_config(network: Any, folder: Path) -> None:
-    """Save what a stock class needs to build the network, without the folder it was loaded from: a path of this
-    machine."""
-    if hasattr(network, "save_config"):
+def save_config(network: Any, folder: Path, source: Path | None = None) -> None:
+    """Save what a stock class needs to build the network: the public part's own words, but for what private classes
+    changed, so that everyone can compare. Without the folder it was loaded from: a path of this machine."""
+    if source is None:
         network.register_to_config(_name_or_path="")
         network.save_config(folder)
-    else:  # transformers
-        network.config._name_or_path = ""
-        network.config.save_pretrained(folder)
+        return
+    settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    settings |= {name: network.config[name] for name in ADAPTED if name in settings}
+    settings.pop("_name_or_path", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_part(network: Any, source: Path, folder: Path) -> None:
     """Write a part that was not tuned: its weights byte for byte, so that everyone can see that they are public."""
-    save_config(network, folder)
+    save_config(network, folder, source)
     for name, path in weights_of(source).items():
         shutil.copyfile(path, folder / name)
 

@@ -47,7 +47,7 @@ class Transformer(Family):
         """See `Family.save`."""
         stock = deepcopy(network)
         _resize(stock, STOCK_CLASSES)
-        save_half(stock, directory / layout.denoiser)
+        save_half(stock, directory / layout.denoiser, source and source / layout.denoiser)
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """See `Family.predict`. Of a network that predicts variances too (its second half), the mean alone."""
