@@ -20,6 +20,7 @@ import dpldm
 from dpldm import cli
 from dpldm.cli import COMMANDS, main
 from dpldm.commands.run import overrides
+from dpldm.data.readers import open_source
 from dpldm.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -309,13 +310,28 @@ def test_what_a_crash_says_stays_inside(
     def crash(*_: Any) -> None:
         raise RuntimeError("you tried to allocate 12345 bytes")
 
-    monkeypatch.setattr("dpldm.train.finetune.example_losses", crash)
+    monkeypatch.setattr("dpldm.train.finetune.algorithm_1", crash)
     assert main(["finetune", "--config", config]) == 2
     shown = capsys.readouterr()
     assert "12345" not in shown.out + shown.err
     assert "what happened is in" in shown.err
     report = tmp_path / "runs" / "tiny" / "private" / "crash.txt"
     assert "12345" in report.read_text()
+
+
+def test_what_a_library_warns_of_is_not_shown(
+    tmp_path: Path, raw: dict[str, Any], recwarn: pytest.WarningsRecorder, capsys: Capture
+) -> None:
+    """One record in which a number overflows when it is read: NumPy would say so, and where."""
+    images = np.random.default_rng(0).random((40, 16, 16))
+    images[7] = 1e300
+    np.savez(tmp_path / "images.npz", x=images, y=np.array(["dark", "light"])[np.arange(40) % 2])
+    raw["data"]["path"] = str(tmp_path / "images.npz")
+    assert main(["finetune", "--config", written(tmp_path, raw)]) == 0
+    assert not any("overflow" in str(warning.message) for warning in recwarn.list)
+    assert capsys.readouterr().err == ""
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        open_source(tmp_path / "images.npz")
 
 
 def test_steps_on_private_images_show_no_measured_time(

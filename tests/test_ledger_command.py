@@ -44,6 +44,7 @@ def test_show_tells_when_the_data_had_changed(finished: RunConfig, tmp_path: Pat
     changed = [line for line in capsys.readouterr().out.splitlines() if "had changed" in line]
     assert len(changed) == 1
     assert "three" in changed[0]
+    assert "INTERNAL: the data had changed" in changed[0]
     (tmp_path / "l.jsonl.fingerprints").write_text("{}")
     assert main(["ledger", "show", str(path)]) == 0
     assert "had changed" not in capsys.readouterr().out, "what is unknown is not called a change"
@@ -77,6 +78,10 @@ def test_show_tells_of_a_selection_without_its_number_of_trials(tmp_path: Path, 
         ledger.charge(plan)
     assert main(["ledger", "show", str(path)]) == 0
     assert "  search: epsilon 1, delta 1e-05, selection among 3 candidates, begun\n" in capsys.readouterr().out
+    with open_ledger(path, "scans", None) as ledger:
+        ledger.charge(plan)
+    assert main(["ledger", "show", str(path)]) == 0
+    assert "selection among 3 candidates, ended\n" in capsys.readouterr().out
 
 
 def test_a_ledger_of_the_account_is_found_by_its_data_set(finished: RunConfig, account: Path, capsys: Capture) -> None:

@@ -168,6 +168,19 @@ def test_the_table_shows_every_number(raw: dict[str, Any]) -> None:
     assert "fine-tuning here" not in shown(forecast(raw))
 
 
+def test_noise_that_hides_the_variety_of_a_class_is_told(raw: dict[str, Any]) -> None:
+    def warned(noise: float) -> bool:
+        made = forecast(raw, privacy=raw["privacy"] | {"public_classes_noise": noise})
+        assert "query public_class_histogram" in shown(made)
+        return any(f"public_classes_noise {noise:g} hides what fewer than" in warning for warning in made.warnings)
+
+    assert warned(30.0)
+    records = {"records": 4000, "expected_batch_size": 20, "delta": 1e-5, "epsilon": 1.0}
+    assert not any("hides" in line for line in forecast(raw, privacy=raw["privacy"] | records).warnings)
+    many = forecast(raw, privacy=raw["privacy"] | records | {"public_classes_noise": 30.0})
+    assert not any("hides" in line for line in many.warnings), "60 of 2,000 is less than a twentieth"
+
+
 def test_questions_are_shown_with_what_they_cost(raw: dict[str, Any]) -> None:
     made = forecast(raw, privacy=raw["privacy"] | ASKED)
     text = shown(made)

@@ -268,6 +268,17 @@ def test_latents_go_and_weights_that_only_lie_here_stay(released: Run, capsys: C
     assert "nothing to remove" in capsys.readouterr().out
 
 
+def test_features_of_a_baseline_go_as_well(released: Run, capsys: Capture) -> None:
+    """They are a copy of the private images like the latents; what the baseline found is a record."""
+    folder = released.private / "baselines" / "classifier" / "private"
+    folder.mkdir(parents=True)
+    for name in ("features.safetensors", "features.safetensors.partial", "finetune.safetensors"):
+        (folder / name).write_bytes(b"encoded")
+    assert main(["clean", str(released.directory)]) == 0
+    assert f"removed  {folder / 'features.safetensors'}\n" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["finetune.safetensors"]
+
+
 def test_weights_go_too_if_the_release_holds_them(finished_copy: RunConfig) -> None:
     release(finished_copy, "both")
     run = Run(finished_copy)

@@ -24,6 +24,7 @@ from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.models.choices import tuned_names
 from dpldm.releasing import release
+from dpldm.report.wording import guarantee_sentence
 from dpldm.reporting import report
 from dpldm.run import Run
 from dpldm.sampling import sample
@@ -169,6 +170,26 @@ def forged_plan(key: str, value: Any) -> Change:
     return statement(change)
 
 
+def forged_trial(key: str, value: Any, epsilon: float) -> Change:
+    """A constant of a selection's trials with the digest that belongs to it, a claim, and cards that tell it."""
+
+    def change(s: dict[str, Any]) -> None:
+        s["plan"]["trial"][key] = value
+        s["plan_digest"] = hashlib.sha256(json.dumps(s["plan"], sort_keys=True).encode()).hexdigest()
+        s["guarantee"].update(epsilon=epsilon, epsilon_replace_one=epsilon)
+
+    def apply(directory: Path) -> None:
+        before = guarantee_sentence(json.loads((directory / "privacy.json").read_text()))
+        statement(change)(directory)
+        after = guarantee_sentence(json.loads((directory / "privacy.json").read_text()))
+        for path in directory.rglob("*"):
+            if path.suffix in (".md", ".html", ".json") and path.name != "privacy.json":
+                path.write_text(path.read_text().replace(before, after))
+        edited("model/backbone.json", lambda c: c["tuned"].update(epsilon=epsilon))(directory)
+
+    return apply
+
+
 def text(name: str, old: str, new: str) -> Change:
     def apply(directory: Path) -> None:
         before = (directory / name).read_text()
@@ -193,6 +214,59 @@ def chunk(kind: bytes, body: bytes) -> Change:
         assert Image.open(path).size == (16, 16), "still an image"
 
     return apply
+
+
+def in_the_pixels(extra: bytes, behind: bytes = b"") -> Change:
+    """An image whose stream of pixels goes on, or has something behind its end. Viewers do not look there."""
+
+    def apply(directory: Path) -> None:
+        path = first_image(directory)
+        data = path.read_bytes()
+        at, body = data.index(b"IDAT") - 4, b""
+        header, rest = data[:at], data[at:]
+        while rest[4:8] == b"IDAT":
+            length = int.from_bytes(rest[:4], "big")
+            body, rest = body + rest[8 : 8 + length], rest[12 + length :]
+        body = zlib.compress(zlib.decompress(body) + extra) + behind
+        chunk = struct.pack(">I", len(body)) + b"IDAT" + body + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+        path.write_bytes(header + chunk + rest)
+        assert Image.open(path).size == (16, 16)
+        Image.open(path).load()  # still an image
+
+    return apply
+
+
+def own_checksum(directory: Path) -> None:
+    path = first_image(directory)
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + b"0.71")
+
+
+def in_the_archive(directory: Path) -> None:
+    """Bytes behind the end of an array's stream, and a directory that counts them as its own."""
+    path = directory / "synthetic.npz"
+    with zipfile.ZipFile(path) as archive:
+        members = [(member.filename, archive.read(member)) for member in archive.infolist()]
+    real = zlib.compressobj
+
+    class Longer:
+        def __init__(self, *given: Any) -> None:
+            self._real = real(*given)
+
+        def compress(self, data: bytes) -> bytes:
+            return self._real.compress(data)
+
+        def flush(self, *given: Any) -> bytes:
+            return self._real.flush(*given) + b"private"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zlib, "compressobj", Longer)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members:
+                with archive.open(name, "w", force_zip64=True) as file:
+                    file.write(data)
+    with np.load(path) as arrays:
+        assert arrays["x"].shape[1:] == (16, 16, 1), "still an archive"
 
 
 def saved_again(**options: Any) -> Change:
@@ -317,6 +391,21 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
     "a card with another epsilon": ("data", text("README.md", "(0.50, 0.001)", "(0.05, 0.001)"), WRONG),
     "a report with another epsilon": ("both", text("report.html", "(0.50, 0.001)", "(0.05, 0.001)"), WRONG),
     "a selection of more trials than are paid for": ("selection", forged_plan("mean_trials", 30.0), WRONG),
+    "a selection whose noise is no number to reckon with": (
+        "selection",
+        forged_trial("noise_multiplier", 1e-160, 0.01),
+        WRONG,
+    ),
+    "a start from class means that nobody asked for": (
+        "data",
+        statement(lambda s: s["declared_constants"]["optimizer"].update(warm_start_steps=100)),
+        WRONG,
+    ),
+    "a metric for the number of plans": (
+        "data",
+        statement(lambda s: s["ledger"].update(plans_on_this_data_set=0.719)),
+        TAINTED,
+    ),
     "a selection stated as one trial": ("selection", statement(lambda s: s.update(plan=s["plan"]["trial"])), TAINTED),
     "a selection that covers its losers": (
         "selection",
@@ -374,6 +463,10 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
     "a text in an image, by Pillow": ("group", saved_again(format="PNG", pnginfo=comment()), TAINTED),
     "EXIF with a path in an image": ("queries", saved_again(format="PNG", exif=exif()), TAINTED),
     "a chunk of one's own": ("data", chunk(b"prVt", b"0.719"), TAINTED),
+    "data in an image, below its last row": ("data", in_the_pixels(b"/home/jane/0001.dcm"), TAINTED),
+    "data in an image, behind its pixels": ("data", in_the_pixels(b"", b"/home/jane/0001.dcm"), TAINTED),
+    "a checksum that is a metric": ("data", own_checksum, TAINTED),
+    "data in the archive, behind an array": ("data", in_the_archive, TAINTED),
     "data after an image": ("data", appended(IMAGE, b"private"), TAINTED),
     "a photograph instead of an image": ("data", saved_again(format="JPEG"), TAINTED),
     "an array of real images": ("data", arrays, TAINTED),

@@ -228,7 +228,7 @@ def another_autoencoder(directory: Path) -> None:
 
 
 HARMS = {
-    change_image: {"files unchanged"},
+    change_image: {"files unchanged", "images bare"},  # its pixels cannot be read any more
     change_card: {"files unchanged", "cards"},
     declared_latents: {"nothing foreign", "weights bare"},
     declared_losses: {"nothing foreign", "table bare"},
@@ -319,7 +319,7 @@ def test_settings_that_are_known_are_those_of_a_config() -> None:
 
 
 OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
-    ("optimizer", {"decay": "linear", "average": "uniform", "noise_correction": True, "warm_start_steps": 5}),
+    ("optimizer", {"decay": "linear", "average": "uniform", "noise_correction": True}),
     ("optimizer", {"decay": "cosine", "timesteps": [[0.1, 0.5, 3.0], [0.5, 1.0, 1]], "min_snr": 5.0}),
     ("sampling", {"keep": 0.5, "label_counts": [3, 4], "sampler": "ddim"}),
 ]
@@ -343,7 +343,6 @@ OWN: list[tuple[str, dict[str, Any]]] = [
     ("optimizer", {"average": None}),
     ("optimizer", {"noise_correction": 0.719}),
     ("optimizer", {"noise_correction": "no"}),
-    ("optimizer", {"warm_start_steps": "0.719"}),
     ("optimizer", {"learning_rate": None}),
     ("optimizer", {"timesteps": [[0.0, 1.0, 1.0, 0.719]]}),
     ("optimizer", {"timesteps": [[0.0, 1.0, "0.719"]]}),
@@ -366,6 +365,16 @@ OWN: list[tuple[str, dict[str, Any]]] = [
 def test_nothing_of_ones_own_hides_among_settings(section: str, values: dict[str, Any], released: Path) -> None:
     edit(released, lambda s: s["declared_constants"][section].update(values))
     assert failed(released) == {"statement"}
+
+
+@pytest.mark.parametrize("key", ["updates", "plans_on_this_data_set"])
+@pytest.mark.parametrize("value", [1.719, "0.719", [0.719], True])
+def test_a_count_is_a_whole_number_and_nothing_else(key: str, value: Any, released: Path) -> None:
+    edit(released, lambda s: (s if key == "updates" else s["ledger"]).update({key: value}))
+    try:
+        assert "statement" in failed(released)
+    except UserError as error:
+        assert "that cannot be" in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize("values", [{"learning_rates": [1e-3]}, {"crop": "0.719"}, {"window": ["0.719", 1]}])
@@ -455,6 +464,18 @@ def test_replacing_is_recomputed_with_the_sensitivity_of_the_question(asked: Pat
     """With a count that weighs nothing, opposite latents of one class are 2 apart, and adding is what it was."""
     edit(asked, query_edit(1, count_weight=1e-6))
     assert failed(asked) == {"epsilon, replace one"}
+
+
+def test_a_start_from_class_means_needs_a_plan_that_asked_for_them(asked: Path, released: Path) -> None:
+    def started(steps: Any) -> Callable[[Statement], Any]:
+        return lambda s: s["declared_constants"]["optimizer"].update(warm_start_steps=steps)
+
+    edit(asked, started(5))
+    assert failed(asked) == set()
+    edit(released, started(5))
+    assert failed(released) == {"start"}
+    edit(released, started("0.719"))
+    assert failed(released) == {"statement", "start"}
 
 
 def test_a_ledger_too_short_for_the_questions_fails(asked: Path) -> None:

@@ -39,6 +39,10 @@ class Mutant:
 
 P, T = "tests/privacy/test_", "tests/train/test_finetune.py::"
 S = "tests/train/test_selecting.py::"
+W, A = "tests/train/test_warm_start.py::", "tests/train/test_asking.py::"
+V, R = "tests/test_verifying.py::", "tests/test_tampering.py::test_a_tampered_release_is_rejected"
+SEEDED = '__import__("dpldm.privacy.entropy", fromlist=["x"]).SeededEntropy(0)'
+EXACT = 'class_means(known[0], __import__("dpldm.train.asking", fromlist=["x"])._total(known[0], latents, len(run.config.data.labels)))'
 B = "tests/baselines/test_classifier.py::"
 MUTANTS = [
     # --- noise
@@ -260,6 +264,45 @@ MUTANTS = [
            "tests/test_verifying.py::test_changed_files_fail"),
     Mutant("unknown constants of a plan are ignored", "privacy.plan:PrivacyPlan.from_constants", 'cls(**{**constants, "queries": asked})', 'cls(**{**{key: value for key, value in constants.items() if key in cls.__dataclass_fields__}, "queries": asked})',
            P + "plan.py::test_constants_that_no_plan_has_are_refused"),
+    # --- selection, warm start, answers, and what a release holds of them
+    Mutant("a selection can be finished once more", "train.selecting:_opened", "if ledger.attempts(plan) == plan.attempts and", "if False and",
+           S + "test_a_copy_from_before_the_end_gives_no_second_result"),
+    Mutant("a selection is never closed", "train.selecting:best_of_all", "if ledger.attempts(plan) < plan.attempts:", "if False:",
+           S + "test_two_folders_with_draws_of_their_own_give_one_result"),
+    Mutant("trials go on from each other's weights", "train.selecting:_trial", "backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))", 'backbone = _trial.__dict__.setdefault("kept", load_backbone(config.backbone, chosen_device(config.runtime.device)))',
+           S + "test_trials_are_independent_runs_from_the_public_backbone"),
+    Mutant("all trials have the same noise", "train.selecting:_trial", "plan.trial, SystemEntropy()", f"plan.trial, {SEEDED}",
+           S + "test_trials_are_independent_runs_from_the_public_backbone"),
+    Mutant("the number of trials from a seed", "train.selecting:select", "backbone.digest, SystemEntropy())", f"backbone.digest, {SEEDED})",
+           S + "test_the_number_of_trials_comes_from_the_systems_entropy"),
+    Mutant("images are read again between trials", "train.selecting:select", "if run.trials.exists() and not run.latents.exists():", "if False:",
+           S + "test_images_are_not_read_again_between_trials"),
+    Mutant("a trial is tuned with the candidate of its number", "train.selecting:_trial_run", "[progress.candidates[number]]", "[number % len(config.selection.learning_rates)]",
+           S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
+    Mutant("a lost score counts as 0", "train.selecting:_after_one_more", "score = _trial(here, plan, latents)", "score = _trial(here, plan, latents) or 0.0",
+           S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
+    Mutant("an epsilon that is no number is 0", "privacy.accounting:_accountant_of_selection", "if noise_multiplier < SMALLEST_NOISE:", "if noise_multiplier == 0:",
+           P + "selection.py::test_without_noise_worth_the_name_nothing_is_promised"),
+    Mutant("a start from exact class means", "train.finetune:ask_and_start", "class_means(*known)", EXACT,
+           W + "test_a_run_starts_once_from_the_answer_that_it_paid_for"),
+    Mutant("a start is made again on resume", "train.finetune:ask_and_start", " and tuner.updates == 0:", ":",
+           W + "test_a_run_starts_once_from_the_answer_that_it_paid_for"),
+    Mutant("a start moves more than the embedder", "train.warm_start:warm_start", "if is_of_embedder(name, family.names)", "if name",
+           W + "test_nothing_moves_but_the_embedder_and_the_null_row_stays"),
+    Mutant("answers noised from a seed", "train.finetune:finetune", "ledger, latents, SystemEntropy())", f"ledger, latents, {SEEDED})",
+           A + "test_answers_are_noised_by_the_systems_entropy"),
+    Mutant("images that were not read count in an answer", "train.asking:places_of", "latents.labels[records], weights)", "latents.labels[records], torch.ones_like(weights))",
+           A + "test_groups_and_null_records_count_as_the_proof_says"),
+    Mutant("an answer that the ledger forgot is used", "train.asking:read_answer", 'if not ledger.contains(Head(*facts["head"])):', "if False:",
+           A + "test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused"),
+    Mutant("a lost histogram is forgotten", "train.asking:answered", "if answer is None:", "if False:",
+           A + "test_a_lost_histogram_is_not_replaced_by_equal_shares"),
+    Mutant("a start that nobody paid for is verified", "verifying:_start_is_paid_for", "return asked or not", "return True or not",
+           V + "test_a_start_from_class_means_needs_a_plan_that_asked_for_them"),
+    Mutant("bytes behind the pixels of an image", "scanning.pictures:_is_one_stream", " and not stream.unused_data", "",
+           R + "[data in an image, behind its pixels, rehashed]"),
+    Mutant("rows below the last of an image", "scanning.pictures:_is_one_stream", " and found == holds", "",
+           R + "[data in an image, below its last row, rehashed]"),
 ]  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """`clean`: remove the private caches of a run once its release is made.
 
-Latents are a copy of the private images, and can be made again from them; so is the picture of pairs that
-`memorisation` makes. Tuned weights were paid for and cannot be: they go only if the release holds them too, or by
-force. What is left of a selection goes too: it tells how many trials there were. Never removed here: the ledger (what
-was spent stays spent), the release, and the records that the holder may need to answer for the run.
+Latents, and the features of a baseline, are copies of the private images, and can be made again from them; so is the
+picture of pairs that `memorisation` makes. Tuned weights were paid for and cannot be: they go only if the release holds
+them too, or by force. What is left of a selection goes too: it tells how many trials there were. Never removed here:
+the ledger (what was spent stays spent), the release, and the records that the holder may need to answer for the run.
 """
 
 import shutil
@@ -12,6 +12,9 @@ from pathlib import Path
 
 from dpldm.errors import UserError
 from dpldm.reporting import require_intact, run_at
+
+COPIES = ("latents.safetensors", "features.safetensors", "memorisation.png")
+"""Private images, encoded for the run or its baselines, or some of them as they are."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
                 "release` first, or give it up with --force."
             )
         require_intact(run.release)
-    weights = run.checkpoint
-    caches, kept = [run.latents, run.pairs], list[tuple[Path, str]]()
+    weights, kept = run.checkpoint, list[tuple[Path, str]]()
+    caches = [path for name in COPIES for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left of one
     if force or (run.release / "model").is_dir():
         caches.append(weights)
     elif weights.exists():
         kept.append((weights, "paid for, and the release does not hold it (`--what model`); --force removes it"))
-    caches += [path.with_name(path.name + ".partial") for path in (run.latents, weights)]  # what a kill left of them
+    caches.append(weights.with_name(weights.name + ".partial"))
     removed = []
     for path in caches:
         if path.exists():

@@ -13,6 +13,8 @@ from typing import Any
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import ClassMeans
 from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
 from dpldm.report.wording import covers, guarantee_sentence, mechanism
 from dpldm.scanning.kinds import OWN, Kind, kind_of_statement
@@ -82,6 +84,7 @@ def _checks(directory: Path, statement: dict[str, Any], backbone: Path | None) -
         Check("ledger", _fits(statement, plan), "its head lies beyond as many attempts as there were updates"),
         Check("unit and adjacency", _same_unit(claimed, plan), f"one {trial.unit}, added or removed"),
         Check("what it covers", words, "mechanism and coverage are those of the plan"),
+        Check("start", _start_is_paid_for(statement, trial), "only from class means that the plan has asked for"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"], kind_of_statement(statement) or OWN),
         Check("cards", _cards_agree(directory, statement), "they state this guarantee"),
@@ -130,12 +133,13 @@ def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
 
 
 def _identities_are_plain(statement: dict[str, Any]) -> bool:
-    """Hashes, versions and a line number look like that."""
+    """Hashes, versions, counts and a line number look like that."""
     head, backbone = statement["ledger"]["head"], statement["backbone"]
+    counts = (statement["updates"], statement["ledger"]["plans_on_this_data_set"])
     hashes = [head["hash"], statement["plan_digest"], *backbone["sha256"].values(), *statement["files"].values()]
     return bool(
         set(head) == {"seq", "hash"}
-        and type(head["seq"]) is int
+        and all(type(number) is int for number in (head["seq"], *counts))
         and kind_of_statement(statement) is not None
         and all(HEX.fullmatch(digest) for digest in hashes)
         and all(VERSION.fullmatch(version) for version in statement["software"].values())
@@ -144,15 +148,21 @@ def _identities_are_plain(statement: dict[str, Any]) -> bool:
 
 def _fits(statement: dict[str, Any], plan: Plan) -> bool:
     """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query; a selection
-    has one line whatever its trials did, and keeps one of its candidates."""
+    has two lines whatever its trials did, and keeps one of its candidates."""
     ledger, declared, trial = statement["ledger"], statement["declared_constants"], trial_of(plan)
     lines = len(trial.queries) + statement["updates"]
     if isinstance(plan, SelectionPlan):
-        lines, rates = 1, declared["learning_rates"]
+        lines, rates = plan.attempts, declared["learning_rates"]
         if len(rates) != plan.candidates or declared["optimizer"]["learning_rate"] not in rates:
             return False
     long_enough = ledger["head"]["seq"] >= 1 + lines
     return bool(long_enough and ledger["dataset_id"] == plan.dataset_id and declared["records"] == trial.records)
+
+
+def _start_is_paid_for(statement: dict[str, Any], trial: PrivacyPlan) -> bool:
+    """A start from class means needs means with noise, which are a question of the plan."""
+    asked = any(isinstance(question, ClassMeans) for question in trial.queries)
+    return asked or not statement["declared_constants"]["optimizer"].get("warm_start_steps", 0)
 
 
 def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.choices import PRESETS, attention_modules, tuned_names
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition, denoising_losses
@@ -162,7 +163,8 @@ def test_merged_adapters_are_a_stock_network_that_computes_the_same() -> None:
     chosen = choose_trainable(network, "lora-4:all")
     for number, parameter in enumerate(chosen.values()):
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    merged = with_weights(public, 4, chosen)
+    four = {"data": {"path": "images", "labels": ["a", "b", "c", "d"]}, "privacy": {"dataset_id": "scans"}}
+    merged = with_weights(public, RunConfig.model_validate(four), chosen)
     inputs = (torch.randn(3, 2, 4, 4), torch.tensor([3, 500, 900]), condition(torch.tensor([0, 2, 4]), 4))
     torch.testing.assert_close(merged(*inputs).sample, network(*inputs).sample, rtol=1e-4, atol=1e-4)
     stock = dict(small().named_parameters())

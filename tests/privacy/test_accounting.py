@@ -348,3 +348,40 @@ def test_noise_is_calibrated_for_the_releases() -> None:
     assert epsilon(alone, 0.05, 155, DELTA, beside=(HISTOGRAM,)) > 1.0
     with pytest.raises(ValueError, match=r"epsilon 0\.2, of which its queries alone cost 0\.291"):
         calibrate_noise(0.2, DELTA, 0.05, 155, None, (HISTOGRAM,))
+
+
+@pytest.mark.parametrize(("sigma", "q"), [(0.6, 0.05), (1.0, 0.5), (2.0, 0.9), (0.8, 1.0)])
+def test_replacing_tells_most_between_opposite_gradients_of_norm_C(sigma: float, q: float) -> None:
+    """Hockey-stick divergences by summing densities over a plane (to 2e-4): no two gradients of norm at most 1 have a
+    larger one than (1, 0) and (-1, 0), at any threshold; and what the library composes is that pair."""
+    axis = np.linspace(-1 - 7 * sigma, 1 + 7 * sigma, 241)
+    x, y = np.meshgrid(axis, axis)
+    cell = (axis[1] - axis[0]) ** 2
+
+    def mixture(g: tuple[float, float]) -> np.ndarray:
+        def gaussian(a: float, b: float) -> np.ndarray:
+            return np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * sigma**2)) / (2 * math.pi * sigma**2)
+
+        return (1 - q) * gaussian(0, 0) + q * gaussian(*g)
+
+    def divergence(p: np.ndarray, r: np.ndarray, epsilon: float) -> float:
+        return float(np.maximum(p - math.exp(epsilon) * r, 0).sum() * cell)
+
+    generator = np.random.default_rng(0)
+    lengths, angles = generator.random((24, 2)) ** 0.3, 2 * math.pi * generator.random((24, 2))
+    angles[:8, 1] = angles[:8, 0] + math.pi + 0.3 * generator.standard_normal(8)  # nearly opposite
+    lengths[:12] = 1.0
+    worst = mixture((1.0, 0.0)), mixture((-1.0, 0.0))
+    for epsilon_ in (-1.0, 0.0, 0.3, 2.0):
+        most = divergence(*worst, epsilon_)
+        for (s, t), (u, v) in zip(lengths, angles, strict=True):
+            one, other = mixture((s * math.cos(u), s * math.sin(u))), mixture((t * math.cos(v), t * math.sin(v)))
+            assert divergence(one, other, epsilon_) <= most + 2e-4
+        if epsilon_ >= 0:
+            library = privacy_loss_distribution.from_gaussian_mechanism(
+                sigma,
+                sampling_prob=q,
+                value_discretization_interval=1e-3,
+                neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE,
+            )
+            assert library.get_delta_for_epsilon(epsilon_) == pytest.approx(most, abs=2e-4)

@@ -1,4 +1,4 @@
-"""Selection: its epsilon against exact densities and the theorem written out, its draw, its one line in the ledger."""
+"""Selection: its epsilon against exact densities and the theorem written out, its draw, its two lines in the ledger."""
 
 import json
 import math
@@ -132,7 +132,16 @@ def test_replacing_one_is_removing_one_and_adding_another(sigma: float, mean: fl
 
 
 def test_a_selection_too_loud_for_any_number_costs_infinitely_much_to_replace_one() -> None:
-    assert epsilon_of_selection(0.02, 1.0, 100, DELTA, 5.0, adjacency=Adjacency.REPLACE_ONE) == math.inf
+    assert epsilon_of_selection(0.06, 1.0, 100, DELTA, 5.0, adjacency=Adjacency.REPLACE_ONE) == math.inf
+
+
+@pytest.mark.parametrize("adjacency", Adjacency)
+@pytest.mark.parametrize("sigma", [0.0, 1e-160, 1e-3, 1e-200])
+def test_without_noise_worth_the_name_nothing_is_promised(sigma: float, adjacency: Adjacency) -> None:
+    """Where numbers overflow, the library takes what is no number for an epsilon of 0."""
+    settings = (sigma, 0.5, 3)
+    assert epsilon_of_selection(*settings, DELTA, 3.0, adjacency=adjacency) == math.inf
+    assert deltas_of_selection(np.array([0.0, 5.0]), *settings, 3.0, adjacency=adjacency).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("mean", [2.0, 7.5])
@@ -203,18 +212,18 @@ def test_a_mean_of_one_is_one_trial() -> None:
     assert {len(draw_trials(plan, entropy)) for _ in range(200)} == {1}
 
 
-def test_a_selection_is_one_reservation_and_one_line_however_many_trials_follow(tmp_path: Path) -> None:
+def test_a_selection_is_one_reservation_and_two_lines_however_many_trials_follow(tmp_path: Path) -> None:
     path = tmp_path / "scans.jsonl"
     with open_ledger(path, "scans", (3.0, 1e-4)) as ledger:
         ledger.register(PLAN)
         ledger.register(PLAN)
-        assert ledger.charge(PLAN) == 1
+        assert [ledger.charge(PLAN), ledger.charge(PLAN)] == [1, 2]
         with pytest.raises(BudgetExhausted):
             ledger.charge(PLAN)
         with pytest.raises(LedgerError, match="do not fit"):
             ledger.register(replace(PLAN, mean_trials=6.0))
         ledger.register(replace(TRIAL, epsilon=1.0, run="after"))
-    assert [entry["event"] for entry in read_ledger(path)] == ["created", "plan", "attempt", "plan"]
+    assert [entry["event"] for entry in read_ledger(path)] == ["created", "plan", "attempt", "attempt", "plan"]
 
 
 @pytest.mark.parametrize(

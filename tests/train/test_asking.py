@@ -82,6 +82,18 @@ def test_a_run_that_goes_on_never_asks_again(answered_copy: RunConfig, monkeypat
     assert (answer_bytes(answered_copy), events(answered_copy)) == (before, lines)
 
 
+def test_answers_are_noised_by_the_systems_entropy(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[type] = []
+
+    def heard(*given: Any) -> Tensor:
+        sources.append(type(given[-1]))
+        return queries.ask(*given)
+
+    monkeypatch.setattr(asking, "ask", heard)
+    list(finetune(config))
+    assert sources == [SystemEntropy, SystemEntropy]
+
+
 def test_a_crash_costs_an_attempt_of_the_question_alone(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Any) -> Tensor:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A selection: one line pays for all trials, the best stays, losers go, and nothing tells how many there were."""
+"""A selection: two lines pay for all trials, the best stays, losers go, and nothing tells how many there were."""
 
 import itertools
 import json
@@ -23,7 +23,8 @@ from dpldm.models.backbone import load_backbone
 from dpldm.planning import plan as forecast
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
-from dpldm.privacy.ledger import BudgetExhausted, Ledger, open_ledger, read_ledger
+from dpldm.privacy.ledger import BudgetExhausted, Ledger, LedgerError, open_ledger, read_ledger
+from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.selection import SelectionPlan
 from dpldm.releasing import privacy_statement, release
 from dpldm.run import Run, paid_plan, plan_of
@@ -41,6 +42,8 @@ Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
 RATES = [1e-3, 3e-3, 1e-2]
 SELECTION = {"learning_rates": RATES, "mean_trials": 3.0, "score_noise": 60.0}
+ENDED = ["created", "plan", "attempt", "attempt"]
+"""Lines of the ledger after a selection, however many trials it had: one opens it, one closes it."""
 
 
 def chosen(raw: dict[str, Any], **privacy: Any) -> RunConfig:
@@ -80,7 +83,7 @@ def test_a_selection_is_sampled_released_and_verified_like_a_run(config: RunConf
     kept = select(config)
     assert (kept.learning_rate, kept.updates) == (RATES[1], 2)
     assert kept.epsilon == selection_plan(config).stated_epsilon() <= 1.0
-    assert events(config) == ["created", "plan", "attempt"]
+    assert events(config) == ENDED
     list(sample(config))
     statement, target = privacy_statement(config), release(config, "both")
     assert statement["guarantee"]["epsilon"] == kept.epsilon
@@ -91,7 +94,7 @@ def test_a_selection_is_sampled_released_and_verified_like_a_run(config: RunConf
     card = (target / "README.md").read_text()
     assert "learning rate 0.003 of 0.001, 0.003, 0.01; 3 trials on average" in card
     assert select(config) == kept, "the same call finds it done"
-    assert events(config) == ["created", "plan", "attempt"]
+    assert events(config) == ENDED
 
 
 def test_nothing_that_is_left_or_shown_tells_how_many_trials_there_were(
@@ -184,7 +187,7 @@ def best(config: RunConfig, backbone: str = "digest") -> dict[str, Any]:
 def test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins(
     config: RunConfig, monkeypatch: Patch, found: list[float | None], kept: int
 ) -> None:
-    candidates = [number % 3 for number in range(len(found))]
+    candidates = [(2, 0, 2, 1, 0)[number] for number in range(len(found))]  # not their numbers
     drawn(monkeypatch, *candidates)
     left = scripted(monkeypatch, found)
     facts = best(config)
@@ -194,7 +197,54 @@ def test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next
     assert len(left) == len(found)
     assert all(len(others) <= 1 for others in left), "at most the best so far"
     assert not Run(config).selection.exists()
-    assert events(config) == ["created", "plan", "attempt"]
+    assert events(config) == ENDED
+
+
+def noises(patch: Patch) -> list[Tensor]:
+    """The noise of every release from here on, in order."""
+    drawn: list[Tensor] = []
+
+    def heard(total: Tensor, deviation: float, entropy: Entropy) -> Tensor:
+        assert entropy.private, "noise comes from the system"
+        noised = add_gaussian(total, deviation, entropy)
+        drawn.append((noised.double() - total.double()).flatten()[:4])
+        return noised
+
+    patch.setattr("dpldm.privacy.mechanism.add_gaussian", heard)
+    patch.setattr("dpldm.privacy.queries.add_gaussian", heard)
+    return drawn
+
+
+def test_trials_are_independent_runs_from_the_public_backbone(config: RunConfig, monkeypatch: Patch) -> None:
+    """Nothing goes from one trial to the next: neither weights nor noise, nor answers."""
+    drawn(monkeypatch, 2, 2, 2)
+    starts: list[dict[str, Tensor]] = []
+    algorithm = selecting.algorithm_1
+
+    def watched(tuner: Tuner, *given: Any) -> Iterator[Any]:
+        starts.append({name: parameter.detach().clone() for name, parameter in tuner.trainable.items()})
+        return algorithm(tuner, *given)
+
+    monkeypatch.setattr(selecting, "algorithm_1", watched)
+    heard = noises(monkeypatch)
+    select(config)
+    public = Tuner(load_backbone(config.backbone), config, plan_of(config)).trainable
+    assert len(starts) == 3
+    assert all(torch.equal(start[name], public[name]) for start in starts for name in public)
+    assert len(heard) == 3 * (2 * len(public) + 1), "two updates and a score in each trial"
+    assert len({tuple(noise.tolist()) for noise in heard}) == len(heard)
+
+
+def test_the_number_of_trials_comes_from_the_systems_entropy(config: RunConfig, monkeypatch: Patch) -> None:
+    sources: list[Entropy] = []
+
+    def tossed(plan: SelectionPlan, entropy: Entropy) -> list[int]:
+        sources.append(entropy)
+        return [0]
+
+    monkeypatch.setattr(selecting, "draw_trials", tossed)
+    select(config)
+    assert [type(source) for source in sources] == [SystemEntropy]
 
 
 def test_without_a_single_score_nothing_is_kept(config: RunConfig, monkeypatch: Patch) -> None:
@@ -212,6 +262,22 @@ def test_a_score_that_crashes_took_leaves_a_trial_without_one(config: RunConfig,
 
     drawn(monkeypatch, 0, 1)
     monkeypatch.setattr(selecting, "ask_once", lost)
+    with pytest.raises(UserError, match="has a score"):
+        select(config)
+
+
+def test_a_trial_that_crashes_left_without_an_update_counts_as_the_lowest(
+    config: RunConfig, monkeypatch: Patch
+) -> None:
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    drawn(monkeypatch, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuner, "update", dies)
+        for _ in range(plan_of(config).attempts):
+            with pytest.raises(KeyboardInterrupt):
+                select(config)
     with pytest.raises(UserError, match="has a score"):
         select(config)
 
@@ -269,7 +335,7 @@ def test_a_kill_anywhere_never_draws_again_what_is_paid_for_and_the_best_still_s
         _, facts = load_checkpoint(run.checkpoint)
         assert facts["score"] == 3.0
         assert before is None or facts["candidate"] == before[1]
-        assert events(here) == ["created", "plan", "attempt"]
+        assert events(here) == ENDED
         assert not run.selection.exists()
     assert 20 < fatal < 199
     assert paid_for > 10
@@ -295,8 +361,8 @@ def test_an_interrupted_trial_goes_on_with_the_attempts_that_are_left(config: Ru
     charge = Ledger.charge
     monkeypatch.setattr(Ledger, "charge", lambda self, plan: charged.append(charge(self, plan)) or charged[-1])
     assert select(config).updates == 2
-    assert charged == [3], "the reserve's attempt, in the trial's own ledger"
-    assert events(config) == ["created", "plan", "attempt"]
+    assert charged == [3, 2], "the reserve's attempt, in the trial's own ledger; then the selection's end"
+    assert events(config) == ENDED
 
 
 @pytest.mark.parametrize("harm", ["folder lost", "other plan", "other backbone", "ledger cut", "torn"])
@@ -328,6 +394,73 @@ def test_a_selection_that_is_not_the_one_that_was_begun_is_refused(
     assert run.ledger.read_bytes() == before, "nothing was reserved or charged"
 
 
+@pytest.mark.parametrize("place", ["restored", "copied"])
+def test_a_copy_from_before_the_end_gives_no_second_result(
+    config: RunConfig, tmp_path: Path, monkeypatch: Patch, place: str
+) -> None:
+    """As many looks at the data as are paid for: the ledger closes a selection, whatever folder comes back later."""
+    drawn(monkeypatch, 0, 1)
+    scripted(monkeypatch, [1.0])  # the second trial ends in an IndexError
+    with pytest.raises(IndexError):
+        best(config)
+    shutil.copytree(Run(config).directory, tmp_path / "aside" / config.name)
+    scripted(monkeypatch, [1.0, 2.0])
+    assert best(config)["score"] == 2.0
+    if place == "restored":
+        shutil.rmtree(Run(config).directory)
+        shutil.copytree(tmp_path / "aside" / config.name, Run(config).directory)
+    else:
+        config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"output": tmp_path / "aside"})})
+    left = scripted(monkeypatch, [1.0, 9.0])
+    with pytest.raises(UserError, match=r"has ended, and its folder holds an earlier state of it"):
+        best(config)
+    assert left == [], "no trial was run"
+    assert events(config) == ENDED
+
+
+def test_two_folders_with_draws_of_their_own_give_one_result(
+    config: RunConfig, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Both were drawn before either was charged, as a full disk can have it; one line pays for one of them."""
+    elsewhere = config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"output": tmp_path / "elsewhere"})}
+    )
+
+    def full(*_: Any) -> int:
+        raise LedgerError("no space")
+
+    drawn(monkeypatch, 0, 1)
+    scripted(monkeypatch, [1.0, 2.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "charge", full)
+        for each in (config, elsewhere):
+            with pytest.raises(LedgerError):
+                best(each)
+    assert best(elsewhere)["score"] == 2.0
+    with pytest.raises(UserError, match="has ended"):
+        best(config)
+    assert events(config) == ENDED
+
+
+def test_images_are_not_read_again_between_trials(config: RunConfig, monkeypatch: Patch) -> None:
+    """All trials are about one data set, also if the encoded images are lost in between."""
+    drawn(monkeypatch, 0, 1)
+
+    def stopped(*_: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(selecting, "algorithm_1", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            select(config)
+    kept = Run(config).latents.read_bytes()
+    Run(config).latents.unlink()
+    with pytest.raises(UserError, match=r"that all trials of the run 'tiny' share are gone: put .* back"):
+        select(config)
+    Run(config).latents.write_bytes(kept)
+    assert select(config).updates == 2
+
+
 def test_settings_and_images_are_bound_from_the_draw_on(config: RunConfig, monkeypatch: Patch) -> None:
     drawn(monkeypatch, 0, 1)
 
@@ -353,7 +486,7 @@ def test_a_score_is_one_less_the_loss_of_the_averaged_weights(config: RunConfig)
     tuner.average.shadow_params = [parameter.detach() + 0.1 for parameter in tuner.average.shadow_params]
     average = dict(zip(tuner.trainable, (p.clone() for p in tuner.average.shadow_params), strict=True))
     found = scores(tuner, backbone, latents, 4, SeededEntropy(3))
-    network = with_weights(load_backbone(config.backbone).denoiser, 2, average)
+    network = with_weights(load_backbone(config.backbone).denoiser, config, average)
     entropy, expected = SeededEntropy(3), []
     for rows in (torch.arange(4), torch.arange(4, 7)):
         draws = fresh_draws(len(rows), 4, torch.Size((2, 4, 4)), Timesteps(1000), 0.0, entropy)

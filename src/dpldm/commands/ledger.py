@@ -60,9 +60,9 @@ def _shown(entries: list[dict[str, Any]], changed: set[str]) -> str:
         constants = entry["constants"]
         used = sum(line["event"] == "attempt" and line["plan"] == entry["plan"] for line in entries)
         budget = f"epsilon {constants['epsilon']:g}, delta {constants['delta']:g}"
-        note = "; the data had changed since the plan before" if entry["plan"] in changed else ""
+        note = "; INTERNAL: the data had changed since the plan before" if entry["plan"] in changed else ""
         if constants.get("kind") == "selection":
-            state = f"selection among {constants['candidates']} candidates, {'begun' if used else 'not begun'}"
+            state = f"selection among {constants['candidates']} candidates, {('not begun', 'begun', 'ended')[used]}"
         else:
             state = f"{used} of {constants['steps'] + constants['reserve_steps']} attempts made"
         lines.append(f"  {printable(constants['run'])}: {budget}, {state}{note}")

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -89,7 +90,8 @@ def _conclude(config: RunConfig, given: argparse.Namespace, facts: dict[str, Any
 
 @contextmanager
 def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
-    """What a defect says (a shape, a size of memory) may follow private data: it is kept in private/.
+    """What a defect says (a shape, a size of memory) may follow private data: it is kept in private/. So may what a
+    library warns of (a value that overflows in one record): it is not shown.
 
     Raises:
         UserError: with a fixed text, in place of any exception that is not meant for the user.
@@ -97,7 +99,9 @@ def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
     from dpldm.run import Run
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (UserError, OSError):
         raise
     except Exception:

@@ -21,7 +21,8 @@ DISCRETISATION = 1e-4
 """Grid of the privacy loss: at 1e-3 a true 1.0 may show as 1.2 for small losses, at 1e-4 as 1.0002."""
 
 SMALLEST_NOISE = 0.05
-"""Below it the noise hides nothing and the grid would have millions of points."""
+"""Below it the noise hides nothing and the grid would have millions of points; epsilon counts as infinite, whatever the
+library would make of numbers that overflow."""
 LARGEST_NOISE = 1e6
 """A target that needs more than this is not reached by any noise."""
 
@@ -107,7 +108,7 @@ def epsilon(
     cap: Cap | None = None,
     beside: tuple[WholeRelease, ...] = (),
 ) -> float:
-    """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite without noise.
+    """Upper bound of epsilon after `steps` attempts, by PLD accounting; 0 for none, infinite below `SMALLEST_NOISE`.
 
     Args:
         cap: batches are cut, which is paid for in delta.
@@ -116,7 +117,7 @@ def epsilon(
     left = delta if cap is None else delta - cap.delta(sampling_probability, steps)
     if steps == 0 and not beside:
         return 0.0
-    if left <= 0 or (steps > 0 and noise_multiplier == 0):
+    if left <= 0 or (steps > 0 and noise_multiplier < SMALLEST_NOISE):
         return float("inf")
     from dp_accounting.pld import PLDAccountant
 
@@ -261,13 +262,16 @@ def _accountant_of_selection(
     beside: tuple[WholeRelease, ...],
 ) -> Any:
     """A Rényi accountant (add or remove one) that holds one selection."""
-    from dp_accounting import ComposedDpEvent
+    from dp_accounting import ComposedDpEvent, NonPrivateDpEvent
     from dp_accounting.dp_event import RepeatAndSelectDpEvent
     from dp_accounting.rdp import RdpAccountant
 
+    accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
+    if noise_multiplier < SMALLEST_NOISE:
+        accountant.compose(NonPrivateDpEvent())
+        return accountant
     attempts = _event(noise_multiplier, sampling_probability, steps)
     trial = ComposedDpEvent([attempts, *(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE) for release in beside)])
-    accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
     with _dropped_orders_unsaid():
         accountant.compose(RepeatAndSelectDpEvent(trial, mean_trials, 1.0))
     return accountant

@@ -6,8 +6,8 @@ score among it), and neither the other trials nor K are ever seen, then the whol
 however many candidates there are to choose from.
 
 K must stay inside: a ledger line for each trial would tell it, and with it the theorem's protection would be gone. So a
-selection is one plan with one line, written before its first trial. Numbers alone, so that `verify` can account for
-them without torch; K is drawn by `sampling.draw_trials`.
+selection is one plan with two lines, whatever K is: one before its first trial, one after its last. Numbers alone, so
+that `verify` can account for them without torch; K is drawn by `sampling.draw_trials`.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ class SelectionPlan:
 
     @property
     def attempts(self) -> int:
-        """1: the line that opens the selection."""
-        return 1
+        """2: the line that opens the selection, and the one that closes it."""
+        return 2
 
     @property
     def score(self) -> CandidateScores:

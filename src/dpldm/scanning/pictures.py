@@ -1,5 +1,6 @@
 """Synthetic images hold pixels and nothing else: no text, no EXIF, nothing after the end."""
 
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ def extra_in_png(path: Path, declared: Mapping[str, Any]) -> str | None:
     data = path.read_bytes()
     if not data.startswith(SIGNATURE):
         return "no PNG"
-    at, end = len(SIGNATURE), False
+    at, end, pixels = len(SIGNATURE), False, b""
     while at < len(data) and not end:
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         body = data[at + 8 : at + 8 + length]
@@ -31,8 +32,28 @@ def extra_in_png(path: Path, declared: Mapping[str, Any]) -> str | None:
             return f"a {kind.decode('latin-1')} chunk"
         if kind == b"IHDR" and body != _header(declared):
             return "an image of another size or kind than declared"
+        if data[at + 8 + length : at + 12 + length] != zlib.crc32(kind + body).to_bytes(4, "big"):
+            return "a checksum of its own"
+        pixels += body if kind == b"IDAT" else b""
         at, end = at + 12 + length, kind == b"IEND"
-    return None if end and at == len(data) else "data after its end"
+    if not end or at != len(data):
+        return "data after its end"
+    side, channels = declared["image_size"], declared["channels"]
+    whole = _is_one_stream(io.BytesIO(pixels), len(pixels), side * (1 + side * channels), zlib.MAX_WBITS)
+    return None if whole else "other data than its pixels"
+
+
+def _is_one_stream(file: IO[bytes], length: int, holds: int, format: int) -> bool:
+    """Whether the next `length` bytes of a file are one deflated stream of `holds` bytes, and nothing behind it."""
+    stream, found = zlib.decompressobj(format), 0
+    try:
+        while length > 0 and not stream.eof and found <= holds:
+            block = file.read(min(length, 1 << 20))
+            length -= len(block) or length
+            found += len(stream.decompress(block))
+    except zlib.error:
+        return False
+    return stream.eof and not stream.unused_data and length == 0 and found == holds
 
 
 def _header(declared: Mapping[str, Any]) -> bytes:
@@ -57,7 +78,8 @@ def extra_in_npz(path: Path, declared: Mapping[str, Any]) -> str | None:
 
 
 def _hidden(path: Path, members: list[zipfile.ZipInfo]) -> bool:
-    """Whether bytes lie around the members: local headers are 30 bytes, a name, and an extra field."""
+    """Whether bytes lie around the members, or behind what they hold: local headers are 30 bytes, a name, and an extra
+    field."""
     with path.open("rb") as file:
         at = 0
         for member in sorted(members, key=lambda member: member.header_offset):
@@ -67,6 +89,9 @@ def _hidden(path: Path, members: list[zipfile.ZipInfo]) -> bool:
             sizes = file.read(4)
             name, extra = (int.from_bytes(sizes[k : k + 2], "little") for k in (0, 2))
             if extra not in (0, 20):  # zip64 sizes, which numpy always writes
+                return True
+            file.seek(at + 30 + name + extra)
+            if not _is_one_stream(file, member.compress_size, member.file_size, -zlib.MAX_WBITS):
                 return True
             at += 30 + name + extra + member.compress_size
         file.seek(at)

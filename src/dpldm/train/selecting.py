@@ -1,9 +1,10 @@
 """Selection: a secret number of trials of Algorithm 1, learning rates drawn at random, the best by a noised score kept.
 
-Papernot and Steinke 2022 (arXiv 2110.03620, theorem 2; docs/privacy.md, Selection). The data set's ledger gets one
-line, before the first trial. What a trial's crashes cost is counted in a ledger of its own, inside, which goes with it.
-Nobody outside may learn how many trials there are: nothing is shown between the first and the last, and no name or
-text follows from their number.
+Papernot and Steinke 2022 (arXiv 2110.03620, theorem 2; docs/privacy.md, Selection). The data set's ledger gets a
+line before the first trial and one after the last: once it has both, no trial can follow, so that a copy of the folder
+from before gives no second result. What a trial's crashes cost is counted in a ledger of its own, inside, which goes
+with it. Nobody outside may learn how many trials there are: nothing is shown between the first and the last, and no
+name or text follows from their number.
 
     private/selection/  trials.json  the drawn trials and how far they are, on disk before the line that pays for them
                         XXXXXXXX/    a folder for the best trial so far, one for the current; others are deleted
@@ -79,6 +80,11 @@ def select(config: RunConfig) -> Selected:
     run, plan = Run(config), paid_plan(config)
     if not isinstance(plan, SelectionPlan):
         raise UserError("selection.learning_rates is empty: give candidates, or use `dpldm.finetune`.")
+    if run.trials.exists() and not run.latents.exists():
+        raise UserError(
+            f"The encoded images that all trials of the run {config.name!r} share are gone: put {run.latents} back, or "
+            "give this run a new name and pay for it again."
+        )
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     _, latents = prepared(config, plan.trial, backbone)
     cap, declared = ledger_cap(config), config.privacy.cap
@@ -97,12 +103,15 @@ def best_of_all(
     """Draw the trials, run them or what is left of them, and keep the best: facts of the checkpoint that is kept.
 
     Raises:
-        UserError: what an earlier call left is gone, or not of this plan, backbone and ledger; no trial has a score.
+        UserError: what an earlier call left is gone, older than the end, or not of this plan, backbone and ledger; no
+            trial has a score.
     """
     if not run.checkpoint.exists():
         progress = _opened(run, plan, ledger, backbone, entropy)
         while progress.done < len(progress.candidates):
             progress = _after_one_more(progress, run, plan, latents)
+        if ledger.attempts(plan) < plan.attempts:
+            ledger.charge(plan)  # closed before anything of its result leaves the folder of the trials
         _keep_best(progress, run, plan, ledger)
     facts = _kept(run, plan, ledger, backbone)
     shutil.rmtree(run.selection, ignore_errors=True)
@@ -113,9 +122,10 @@ def _opened(run: Run, plan: SelectionPlan, ledger: Ledger, backbone: str, entrop
     """The drawn trials: those of an earlier call, or new ones, on disk before the ledger's line and the first of them.
 
     So whatever a kill interrupts, trials are drawn once: with the line there and the draw gone, nothing is drawn again.
+    And a closed selection has no trials left: what says otherwise is an older copy, and would give a second result.
 
     Raises:
-        UserError: the draw is gone, or belongs to another plan, backbone or ledger.
+        UserError: the draw is gone, older than the end, or belongs to another plan, backbone or ledger.
     """
     if run.trials.exists():
         progress = _read(run)
@@ -129,6 +139,11 @@ def _opened(run: Run, plan: SelectionPlan, ledger: Ledger, backbone: str, entrop
             raise UserError(
                 f"The ledger {run.ledger.name} is not the one that the selection of this run was begun with: restore "
                 "it from a copy."
+            )
+        if ledger.attempts(plan) == plan.attempts and progress.done < len(progress.candidates):
+            raise UserError(
+                f"The selection of the run {run.config.name!r} has ended, and its folder holds an earlier state of it: "
+                "put the folder back as it was at the end, or give this run a new name and pay for it again."
             )
     elif ledger.attempts(plan):
         raise UserError(
@@ -167,7 +182,7 @@ def _after_one_more(progress: _Progress, run: Run, plan: SelectionPlan, latents:
 
 
 def _trial(here: Run, plan: SelectionPlan, latents: PrivateLatents) -> float | None:
-    """One whole run of the mechanism and its noised score; None if crashes took all attempts at the score."""
+    """One whole run of the mechanism and its noised score; None if crashes took all attempts at it, or at an update."""
     config, trial, entropy = here.config, plan.trial, SystemEntropy()
     here.private.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
@@ -179,6 +194,8 @@ def _trial(here: Run, plan: SelectionPlan, latents: PrivateLatents) -> float | N
         ask_and_start(tuner, backbone.scheduler, here, trial, ledger, latents, entropy)
         for _ in algorithm_1(tuner, backbone.scheduler, latents, trial, ledger, here, entropy):
             pass
+        if tuner.updates == 0:
+            return None
 
         def total() -> Tensor:
             found = scores(tuner, backbone, latents, config.runtime.physical_batch_size, entropy)
