@@ -13,8 +13,8 @@ from pathlib import Path
 from dpldm.errors import UserError
 from dpldm.reporting import require_intact, run_at
 
-ENCODED = ("latents.safetensors", "features.safetensors")
-"""Caches of encoded private images: those of the run, and of its baselines."""
+COPIES = ("latents.safetensors", "features.safetensors", "memorisation.png")
+"""Private images, encoded for the run or its baselines, or some of them as they are."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
             )
         require_intact(run.release)
     weights, kept = run.checkpoint, list[tuple[Path, str]]()
-    caches = [run.pairs]
-    caches += [path for name in ENCODED for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left
+    caches = [path for name in COPIES for path in sorted(run.private.rglob(f"{name}*"))]  # and what a kill left of one
     if force or (run.release / "model").is_dir():
         caches.append(weights)
     elif weights.exists():

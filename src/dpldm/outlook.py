@@ -39,6 +39,8 @@ MEASURED = (
     Measured("fashion-eps1.json", "Fashion-MNIST", 60_000, 1.33, False, 10, 0.6763),
     Measured("quickstart.json", "digits", 4_000, 1.04, True, 10, 0.590),
     Measured("proxies/an-a-rehearsal.json", "animals", 60_000, 0.22, False, 10, 0.6027),
+    Measured("proxies/letters-T400-rehearsal.json", "letters", 60_000, 0.69, True, 10, 0.6147),
+    Measured("proxies/letters-warm-rehearsal.json", "letters", 60_000, 0.22, True, 10, 0.5693),
     Measured("proxies/qs4-base-rehearsal.json", "letters", 4_000, 1.02, False, 10, 0.2576),
     Measured("proxies/qs-c-rehearsal.json", "letters", 4_000, 0.29, False, 10, 0.2359),
     Measured("proxies/qs-d-rehearsal.json", "letters", 4_000, 0.29, False, 10, 0.2532),
