@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpldm.baselines import classifier as module
 from dpldm.baselines.classifier import Head, classifier, classifier_run, public_features, scaled, updates
-from dpldm.cleaning import ENCODED
+from dpldm.cleaning import COPIES
 from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.data.latents import PrivateLatents
@@ -208,7 +208,7 @@ def test_groups_are_units(config: RunConfig) -> None:
     assert classifier(grouped).facts["unit"] == "group"
     run, plan = classifier_run(grouped)
     assert (plan.unit, plan.images_per_unit, plan.expected_batch_size) == ("group", 2, 3)
-    assert "features.safetensors" in ENCODED, "what `clean` removes"
+    assert "features.safetensors" in COPIES, "what `clean` removes"
     members = load_file(run.private / "features.safetensors")["latents/members"]
     assert members.shape == (14, 2), "40 images of 14 patients, at most two of each"
 
