@@ -337,13 +337,13 @@ def saved_to_disk(folder: Path) -> Path:
 def dicom_bytes(pixels: np.ndarray, **elements: Any) -> bytes:
     """An explicit little-endian DICOM file of one grey image (or RGB), with further elements by keyword."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
     file = Dataset()
     file.file_meta = FileMetaDataset()
     file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = CTImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = generate_uid()
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = "1.2.3.4"
     bits = 8 * pixels.dtype.itemsize
     colour = pixels.ndim == 3
     settings: dict[str, Any] = {

@@ -24,7 +24,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_damage_is_told_or_costs_records(make: object, data: st.DataObject, tmp_path: Path) -> None:
     assert callable(make)

@@ -91,10 +91,12 @@ def _header(pydicom: Any, root: Path, key: str, names: Sequence[str]) -> dict[st
 def _pydicom(purpose: str) -> Any:
     try:
         import pydicom
+        import pydicom.config
         import pydicom.datadict
         import pydicom.pixels
     except ImportError:
         raise MissingExtra("pydicom", "dicom", purpose) from None
+    pydicom.config.logger.disabled = True  # it quotes the file
     return pydicom
 
 
