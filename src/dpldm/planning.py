@@ -44,9 +44,6 @@ FILLED_CELLS = 20
 """Public classes that hold most of a class, a guess. With 6,000 images a class and noise 10, each of ten letters or
 animals is surely found in 40 to 50 of grey32's 256."""
 
-LATER = 300_000_000
-"""Bytes of program that are imported at most after a plan begins: text encoders, adapters."""
-
 MEANS_TOO_FAR_OFF = 0.25
 """Error of a class's mean latent, in units of its clip norm, above which `plan` warns. For scale: the first ten classes
 of the bundled letters, encoded by grey32, have means 0.29 root d apart on average."""
@@ -198,14 +195,14 @@ def predicted_memory(
     whole = 4 * sum(parameter.numel() for parameter in tuner.network.parameters())  # before it is made lighter
     weights = network + bytes_of(backbone.autoencoder.parameters())
     largest = max(parameter.numel() for parameter in tuner.trainable.values())
-    program = 0 if device.type == "cuda" else max(before, min(resident() - weights - tuned, before + LATER))
+    program = max(before, resident() - weights - tuned) if device.type == "cpu" else 0
 
     def peak(*parts: int) -> int:
         return program + int(ALLOCATOR * (weights + tuned + sum(parts)))
 
     return Memory(
         loading=program + 2 * whole if device.type == "cpu" else 0,
-        checks=peak(whole - network, max(6 * tuned, tuned + cost.of(3) * whole // network)),  # in float32
+        checks=peak(whole - network, 5 * tuned, cost.of(3) * whole // network),  # in float32
         encoding=peak(images * (image.size + bytes_of_latents(config)), encoded),
         update=peak(5 * tuned, NOISE * largest),
         before_a_pass=peak(2 * tuned, images * bytes_of_latents(config)),

@@ -2,7 +2,7 @@
 
     phase      beside what is always there               P bytes are tuned, in float32
     loading    a second copy of the largest part
-    checks     a gradient and a pass of three; after it six gradients
+    checks     five gradients, a pass of three: not all of them at once, which leaves some room
     encoding   pixels and latents of the declared records, a few images inside the autoencoder
     pass       two moments of Adam, the sum, what a pass holds (measured for one example and for two)
     update     two moments of Adam, the sum as it is and by rows, the noised gradient, noise of the largest parameter
