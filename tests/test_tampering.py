@@ -419,8 +419,8 @@ TAMPERED: dict[str, tuple[str, Change, int]] = {
         WRONG,
     ),
     "tuned weights without their debt": ("model", edited("model/backbone.json", lambda c: c.pop("tuned")), WRONG),
-    "tuned weights without their card": ("model", without_card, WRONG),
-    "other frozen weights without a card": ("both", other_weights_without_card, WRONG),
+    "tuned weights without their card": ("model", without_card, TAINTED),
+    "other frozen weights without a card": ("both", other_weights_without_card, TAINTED),
     # the ledger
     "no ledger": ("data", statement(lambda s: s.pop("ledger")), REFUSED),
     "no head of the ledger": ("data", statement(lambda s: s["ledger"].pop("head")), REFUSED),

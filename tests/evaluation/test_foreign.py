@@ -24,7 +24,7 @@ from tiny_runs import Means, write_images
 
 @pytest.fixture(autouse=True)
 def cheap_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_extractor", lambda config: Means())
+    monkeypatch.setattr(module, "extractor_of", lambda config: Means())
 
 
 @pytest.fixture

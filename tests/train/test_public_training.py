@@ -342,7 +342,7 @@ def test_the_command_makes_and_draws_a_backbone(
     assert load_config(BackboneRecipe, path) == recipe
     assert main(["pretrain", "--recipe", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert f"backbone: {recipe.output}" in shown
+    assert f"--backbone {recipe.output}" in shown
     assert (tmp_path / "backbones" / "little.work" / "samples.png").exists()
     assert main(["backbone", "draw", str(recipe.output), "--output", str(tmp_path / "s.png")]) == 0
     assert (tmp_path / "s.png").exists()

@@ -31,11 +31,11 @@ where FOLDER is the one that holds this file."""
 
 def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
     """Data card of the synthetic images: synthetic/README.md."""
-    sampling, task = config.sampling, "image-classification" if config.data.labels else "unconditional-image-generation"
+    sampling = config.sampling
     count = sum(sampling.label_counts) if sampling.label_counts and config.data.labels else sampling.count
     header = {
         "license": config.licence,
-        "task_categories": [task],
+        "task_categories": [_task(config, statement)],
         "size_categories": [next((name for most, name in SIZES if count < most), "1M<n<10M")],
         "annotations_creators": ["machine-generated"],
         "tags": list(TAGS),
@@ -143,6 +143,13 @@ def _block(header: Mapping[str, Any]) -> str:
 
 def _no_licence(config: RunConfig) -> str:
     return " (whoever publishes this has not said: ask)" if config.licence == "unknown" else ""
+
+
+def _task(config: RunConfig, statement: Mapping[str, Any]) -> str:
+    """What a data hub files the images under."""
+    if config.data.labels:
+        return "image-classification"
+    return "text-to-image" if statement["declared_constants"].get("prompts") else "unconditional-image-generation"
 
 
 def _conditions(config: RunConfig, statement: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def observe(config: RunConfig, plan: PrivacyPlan, backbone: Backbone, latents: P
         run = Run(_here(config, Path(folder), physical=PASS * _images_of_a_unit(plan)))
         run.private.mkdir(parents=True)
         entropy = _Entropy(seed)
-        tuner = _Replayed(_copied(backbone), config, shortened, plan.noise_multiplier, entropy)
+        tuner = _Replayed(_copied(backbone), run.config, shortened, plan.noise_multiplier, entropy)
         shown: list[FinetuneStep] = []
         with open_ledger(run.ledger, plan.dataset_id, None) as ledger:
             ledger.register(shortened)
