@@ -1,4 +1,4 @@
-"""The picture of the README: real public-benchmark images on the left, synthetic ones on the right.
+"""The pictures of the README: real public-benchmark images on the left, beside them the synthetic ones of each run.
 
 python tools/picture.py runs/quickstart docs/images/quickstart.png
 """
@@ -22,19 +22,25 @@ COLUMNS, GAP = 12, 24
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="+", help="runs on the same real images")
     parser.add_argument("output", type=Path)
     given = parser.parse_args()
-    config = RunConfig.model_validate(yaml.safe_load((given.run / "config.resolved.yaml").read_text()))
-    if not config.privacy.public_benchmark:
+    configs = [
+        RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text())) for run in given.run
+    ]
+    if not all(config.privacy.public_benchmark for config in configs):
         raise SystemExit("Only images of a public benchmark may be shown.")
-    real = ingest(open_source(config.data.path), preprocessing_of(config.data), config.data.labels)
-    synthetic = load_synthetic(config)
-    left = np.asarray(contact_sheet(real.pixels, real.labels, COLUMNS))
-    right = np.asarray(contact_sheet(synthetic.images, synthetic.labels, COLUMNS))
-    gap = np.full((len(left), GAP, *left.shape[2:]), 255, dtype=np.uint8)
+    data = configs[0].data
+    real = ingest(open_source(data.path), preprocessing_of(data), data.labels)
+    sheets = [contact_sheet(real.pixels, real.labels, COLUMNS)]
+    for config in configs:
+        synthetic = load_synthetic(config)
+        sheets.append(contact_sheet(synthetic.images, synthetic.labels, COLUMNS))
+    columns = [np.asarray(sheet) for sheet in sheets]
+    gap = np.full((len(columns[0]), GAP, *columns[0].shape[2:]), 255, dtype=np.uint8)
+    joined = [part for column in columns for part in (gap, column)][1:]
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([left, gap, right], axis=1)).save(given.output)
+    Image.fromarray(np.concatenate(joined, axis=1)).save(given.output)
 
 
 if __name__ == "__main__":
