@@ -190,7 +190,7 @@ MUTANTS = [
            T + "test_a_groups_gradient_is_the_mean_over_its_images"),
     Mutant("images of a group clipped apart by the classifier", "baselines.classifier:updates", "(losses.view_as(weights) * weights).sum(1)", "(losses.view_as(weights) * (weights > 0)).sum(1)",
            B + "test_the_sum_is_that_of_a_loop_over_units"),
-    Mutant("features centred over all images", "baselines.classifier:scaled", "rows.mean(1, keepdim=True)", "rows.mean(0)",
+    Mutant("features centred over all images", "evaluation.features:scaled", "rows.mean(1, keepdim=True)", "rows.mean(0)",
            B + "test_a_feature_vector_is_scaled_by_itself_alone"),
     Mutant("a classifier under the run's own plan", "baselines.classifier:classifier_run", 'replace(plan, run=f"{config.name}/classifier")', "plan",
            B + "test_it_is_a_plan_of_its_own_in_the_data_sets_ledger"),
