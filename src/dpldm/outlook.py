@@ -36,7 +36,7 @@ class Measured:
 
 MEASURED = (
     Measured("fashion-eps10-100-updates.json", "Fashion-MNIST", 60_000, 0.22, False, 10, 0.7453),
-    Measured("fashion-eps1.json", "Fashion-MNIST", 60_000, 1.33, False, 10, 0.6763),
+    Measured("fashion-eps1-100-updates.json", "Fashion-MNIST", 60_000, 1.33, False, 10, 0.6763),
     Measured("quickstart.json", "digits", 4_000, 1.04, True, 10, 0.590),
     Measured("proxies/an-a-rehearsal.json", "animals", 60_000, 0.22, False, 10, 0.6027),
     Measured("proxies/letters-T400-rehearsal.json", "letters", 60_000, 0.69, True, 10, 0.6147),
