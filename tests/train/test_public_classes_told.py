@@ -18,7 +18,7 @@ from dpldm.run import Run, plan_of
 from dpldm.sampling import load_synthetic, sample, with_public_classes
 from dpldm.train.asking import _total
 from dpldm.train.checkpoint import load_checkpoint
-from dpldm.train.finetune import finetune, told
+from dpldm.train.finetune import finetune, prepared, told
 from dpldm.tuned import public_class_shares
 from dpldm.verifying import verify
 
@@ -52,6 +52,20 @@ def test_a_run_asks_once_tells_pairs_and_its_release_verifies(config: RunConfig)
     assert load_synthetic(config).labels.tolist() == [0, 1] * 12
     checks = verify(release(config, "both"))
     assert [check.name for check in checks if not check.passed] == []
+
+
+def test_a_light_network_is_told_the_same_public_classes(config: RunConfig) -> None:
+    """Frozen weights in bfloat16 and recomputed activations change no pair: guesses are made before."""
+    light = {"frozen_dtype": "bfloat16", "gradient_checkpointing": True}
+    found = []
+    for name, changes in (("plain", {}), ("light", light)):
+        runtime = config.runtime.model_copy(update=changes)
+        there = config.model_copy(update={"name": name, "trainable": "attn1", "runtime": runtime})
+        _, latents = prepared(there, plan_of(there), load_backbone(there.backbone))
+        assert latents.publics is not None
+        found.append(latents.publics)
+    assert torch.equal(*found)
+    assert set(found[0].tolist()) <= set(range(2, 7))
 
 
 def test_each_image_is_drawn_for_a_pair(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,7 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
     run.create()
     tuner = Tuner(backbone, config, plan)
     require_examples_apart(tuner, backbone, config)
+    guesses = guesses_of_public_classes(backbone, config)
     tuner.settle(backbone, config, plan)
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
@@ -92,7 +93,8 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
         images_per_group=plan.images_per_unit if plan.unit == "group" else None,
         keep=run.started,
     )
-    latents = with_public_classes(latents, backbone, config)
+    if guesses is not None:
+        latents = replace(latents, publics=len(config.data.labels) + nearest(latents.posterior.mean, guesses))
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
     return tuner, latents
@@ -461,18 +463,18 @@ def tokenizer_of(backbone: Backbone) -> Callable[[Sequence[str]], Tensor] | None
     return partial(family.tokens, backbone.denoiser) if family.told == "captions" else None
 
 
-def with_public_classes(latents: PrivateLatents, backbone: Backbone, config: RunConfig) -> PrivateLatents:
-    """The records with the public class that each resembles, if the network is told it.
+def guesses_of_public_classes(backbone: Backbone, config: RunConfig) -> Tensor | None:
+    """The public network's guess of each public class, (C, c, h, w), if it is told them; else None.
 
     Args:
-        backbone: adapted to the config, and not tuned yet.
+        backbone: adapted to the config, not tuned yet, and in float32: what is nearest must not depend on `runtime`.
     """
     if config.privacy.public_classes_noise is None:
-        return latents
+        return None
     first = len(config.data.labels)
     ids = torch.arange(first, first + public_classes_of(config.backbone))
-    guesses = class_guesses(backbone.denoiser, backbone.scheduler, ids, latents.posterior.mean.shape[1:])
-    return replace(latents, publics=first + nearest(latents.posterior.mean, guesses))
+    shape = torch.Size(latent_shape(backbone.autoencoder, config.data.image_size))
+    return class_guesses(backbone.denoiser, backbone.scheduler, ids, shape)
 
 
 def stand_ins(posterior: Posterior, labels: Tensor, usable: Tensor, network: nn.Module) -> PrivateLatents:
