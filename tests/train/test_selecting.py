@@ -31,9 +31,11 @@ from dpldm.run import Run, paid_plan, plan_of
 from dpldm.sampling import load_synthetic, sample
 from dpldm.train import selecting
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
-from dpldm.train.finetune import Tuner, example_losses, finetune, fresh_draws
+from dpldm.train.example_losses import example_losses, fresh_draws
+from dpldm.train.finetune import finetune
 from dpldm.train.selecting import best_of_all, scores, select
 from dpldm.train.timesteps import Timesteps
+from dpldm.train.tuner import Tuner
 from dpldm.tuned import noised_histogram, with_weights
 from dpldm.verifying import verify
 from killing import die_in_call

@@ -191,7 +191,8 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.planning import plan
     from dpldm.report.wording import upper
     from dpldm.run import plan_of
-    from dpldm.train.finetune import FinetuneStep, finetune
+    from dpldm.train.finetune import finetune
+    from dpldm.train.shown import FinetuneStep
 
     expected = plan(config).seconds or 0.0  # measured on random numbers, so that the time left tells nothing private
 
