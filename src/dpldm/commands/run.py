@@ -13,9 +13,10 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dpldm.config import RunConfig
-from dpldm.console import add_manners, conclude, duration, follow, following, manners, out
+from dpldm.console import add_manners, conclude, follow, following, manners, out
 from dpldm.errors import UserError
 from dpldm.loading import load_config, settings
+from dpldm.progress import duration
 
 if TYPE_CHECKING:
     from dpldm.evaluation.utility import UtilityResult
