@@ -25,12 +25,23 @@ from dpldm.privacy.queries import (
     class_counts,
     class_means,
     class_shares,
+    class_spreads,
     class_sums,
     counts_by_share,
+    packed,
     score_sums,
     shares_within_classes,
+    spread_sums,
+    unpacked,
 )
-from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.questions import (
+    CandidateScores,
+    ClassHistogram,
+    ClassMeans,
+    ClassSpreads,
+    PublicClassHistogram,
+    Question,
+)
 
 K, D = 3, 4
 HISTOGRAM, MEANS = ClassHistogram(noise_multiplier=20.0), ClassMeans(noise_multiplier=5.0, clip_norm=2.0)
@@ -77,6 +88,8 @@ def total_of(question: Question, data: list[Unit]) -> Tensor:
     places, flat = places_of(data)
     if isinstance(question, CandidateScores):
         return score_sums(question, places, flat.flatten(1))
+    if isinstance(question, ClassSpreads):
+        return spread_sums(question, places, flat, CENTRES)
     return class_sums(question, places, flat, K) if isinstance(question, ClassMeans) else class_counts(places, K)
 
 
@@ -84,6 +97,8 @@ def total_by_hand(question: Question, data: list[Unit]) -> Tensor:
     """The same, image by image, from the definition."""
     if isinstance(question, CandidateScores):
         return scores_by_hand(data)
+    if isinstance(question, ClassSpreads):
+        return spreads_by_hand(question, data)
     wide = D + 1 if isinstance(question, ClassMeans) else 1
     total = torch.zeros(K, wide, dtype=torch.float64)
     for unit in data:
@@ -102,6 +117,20 @@ def total_by_hand(question: Question, data: list[Unit]) -> Tensor:
     return total if wide > 1 else total[:, 0]
 
 
+def spreads_by_hand(question: ClassSpreads, data: list[Unit]) -> Tensor:
+    """Entry by entry of each image's matrix."""
+    total = torch.zeros(K, D, D, dtype=torch.float64)
+    for unit in data:
+        for label, readable, latent in unit:
+            if readable and 0 <= label < K and all(math.isfinite(entry) for entry in latent):
+                r = torch.tensor(latent).double() - CENTRES[label]
+                r = r / max(question.clip_norm, float(r.norm()))
+                total[label] += torch.outer(r, r) / len(unit)
+    upper = [(i, j) for i in range(D) for j in range(i, D)]
+    entries = [total[:, i, j] * (1 if i == j else math.sqrt(2)) for i, j in upper]
+    return torch.stack(entries, 1)
+
+
 def scores_by_hand(data: list[Unit]) -> Tensor:
     """The latent stands for the scores of D candidates; the label does not matter."""
     total = torch.zeros(D, dtype=torch.float64)
@@ -113,12 +142,15 @@ def scores_by_hand(data: list[Unit]) -> Tensor:
 
 
 SCORES = CandidateScores(noise_multiplier=5.0, candidates=D)
+SPREADS = ClassSpreads(noise_multiplier=5.0, clip_norm=1.5)
+CENTRES = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 0.5, 0.0], [0.0, 3.0, 0.0, 0.0]]).double()
 QUESTIONS = [
     SCORES,
     HISTOGRAM,
     MEANS,
     replace(MEANS, count_weight=1.0),
     replace(MEANS, count_weight=3.0, clip_norm=0.1),
+    SPREADS,
 ]
 
 
@@ -152,7 +184,7 @@ def test_the_bounds_are_reached(question: Question) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-@pytest.mark.parametrize("question", [HISTOGRAM, MEANS], ids=str)
+@pytest.mark.parametrize("question", [HISTOGRAM, MEANS, SPREADS], ids=str)
 def test_a_group_counts_as_one_unit_however_many_images_it_has(question: Question, size: int) -> None:
     group = [(1, True, [9.0, 0.0, 0.0, 0.0])] * size
     assert torch.allclose(total_of(question, [group]), total_of(question, [group[:1]]), atol=1e-6)
@@ -306,3 +338,20 @@ def test_means_come_back_in_units_of_the_latent() -> None:
     assert torch.allclose(counts, torch.tensor([2.0, 1.0, 0.0]).double())
     expected = torch.tensor([[0.5, 0.5, 0.0, 0.5], [1.2, 0.0, 1.6, 0.0], [0.0] * 4]).double()
     assert torch.allclose(means, expected)
+
+
+def test_a_symmetric_matrix_as_a_vector_keeps_its_norm_and_comes_back() -> None:
+    square = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrices = square + square.mT
+    assert torch.allclose(packed(matrices).norm(dim=1), matrices.flatten(1).norm(dim=1))
+    assert torch.allclose(unpacked(packed(matrices), 4), matrices)
+
+
+def test_spreads_come_back_in_units_of_the_latent() -> None:
+    """Without noise, nothing clipped: sums of outer products around the centres."""
+    question = replace(SPREADS, clip_norm=50.0)
+    data: list[Unit] = [[(1, True, [2.0, -1.0, 0.5, 3.0])], [(1, True, [1.0, 0.0, 0.5, 0.0])]]
+    spreads = class_spreads(question, total_of(question, data), D)
+    first, second = (torch.tensor(unit[0][2]).double() - CENTRES[1] for unit in data)
+    expected = torch.outer(first, first) + torch.outer(second, second)
+    assert torch.allclose(spreads, torch.stack([torch.zeros(D, D).double(), expected, torch.zeros(D, D).double()]))

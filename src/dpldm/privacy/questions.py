@@ -106,14 +106,35 @@ class ClassMeans(Question):
     def __post_init__(self) -> None:
         """See `Question`."""
         super().__post_init__()
-        for number in (self.clip_norm, self.count_weight):
-            if type(number) not in (int, float) or not 1e-6 <= number <= 1e6:
-                raise ValueError(f"The clip norm and the count weight of {self.kind} must lie between 1e-6 and 1e6.")
+        _require_norm(self.clip_norm, f"The clip norm of {self.kind}")
+        _require_norm(self.count_weight, f"The count weight of {self.kind}")
 
     @property
     def replace_one(self) -> float:
         """2 / sqrt(1 + a^2), for opposite latents of one class, where the count stays; sqrt 2 if that is more."""
         return max(math.sqrt(2), 2 / math.hypot(1, self.count_weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSpreads(Question):
+    """Second moments of the latents of each declared class around its noised mean m, each difference clipped to norm R.
+
+    In class k a unit contributes the sum of w r r^T / R^2 over its images of that class, with r = z - m_k and weights
+    w = 1/m, as the entries on and above the diagonal, those above it times sqrt 2: a vector with the matrix's norm.
+    """
+
+    kind = "class_spreads"
+    clip_norm: float  # R, in units of the latent
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        _require_norm(self.clip_norm, f"The clip norm of {self.kind}")
+
+    @property
+    def replace_one(self) -> float:
+        """sqrt 2: two positive semidefinite matrices have no negative inner product, and a norm of at most 1."""
+        return math.sqrt(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +161,14 @@ class CandidateScores(Question):
 
 
 KINDS: dict[str, type[Question]] = {
-    question.kind: question for question in (ClassHistogram, PublicClassHistogram, ClassMeans, CandidateScores)
+    question.kind: question
+    for question in (ClassHistogram, PublicClassHistogram, ClassMeans, ClassSpreads, CandidateScores)
 }
+
+
+def _require_norm(number: object, name: str) -> None:
+    if type(number) not in (int, float) or not 1e-6 <= number <= 1e6:  # type: ignore[operator]
+        raise ValueError(f"{name} must lie between 1e-6 and 1e6.")
 
 
 def question_of(constants: Mapping[str, Any]) -> Question:

@@ -18,8 +18,8 @@ from dpldm.errors import UserError
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.queries import Places, ask, class_counts, class_sums
-from dpldm.privacy.questions import ClassHistogram, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.queries import Places, ask, class_counts, class_means, class_sums, spread_sums
+from dpldm.privacy.questions import CandidateScores, ClassMeans, ClassSpreads, PublicClassHistogram, Question
 from dpldm.privacy.selection import Plan, trial_of
 from dpldm.run import Run, require_same_backbone
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
@@ -44,10 +44,12 @@ def ask_all(
             and backbone.
     """
     for question in plan.queries:
-        if not isinstance(question, ClassHistogram | PublicClassHistogram | ClassMeans):
-            continue  # a trial's score, which is asked when there is a model
+        if isinstance(question, CandidateScores):
+            continue  # of a trial, asked when there is a model
+        centres = means_known(run, plan, ledger, backbone)[0] if isinstance(question, ClassSpreads) else None
+        total = partial(_total, question, latents, classes, centres)
         try:
-            ask_once(question, partial(_total, question, latents, classes), run, plan, ledger, backbone, entropy)
+            ask_once(question, total, run, plan, ledger, backbone, entropy)
         except BudgetExhausted:
             raise UserError(
                 f"All {question.attempts} attempts at the query {question.kind} of the run {run.config.name!r} are "
@@ -131,6 +133,18 @@ def answered(kind: type[Kind], run: Run, plan: Plan, ledger: Ledger, backbone: s
     return None
 
 
+def means_known(run: Run, plan: Plan, ledger: Ledger, backbone: str) -> tuple[Tensor, Tensor]:
+    """Noised mean latents (K, d) and counts (K,) of the classes, from the answer of a plan that asks for them.
+
+    Raises:
+        UserError: see `answered`.
+    """
+    known = answered(ClassMeans, run, plan, ledger, backbone)
+    if known is None:
+        raise ValueError("The plan needs the class means, and does not ask for them.")
+    return class_means(*known)
+
+
 def places_of(latents: PrivateLatents) -> Places:
     """All units with their images. PRIVATE."""
     records, weights = latents.records_of(torch.arange(latents.units))
@@ -141,9 +155,11 @@ def _place(run: Run, question: Question) -> Path:
     return run.answers / f"{question.kind}.safetensors"
 
 
-def _total(question: Question, latents: PrivateLatents, classes: int) -> Tensor:
-    """The sum that `question` asks for. PRIVATE."""
+def _total(question: Question, latents: PrivateLatents, classes: int, centres: Tensor | None) -> Tensor:
+    """The sum that `question` asks for, about noised `centres` (K, d) if it is one about spreads. PRIVATE."""
     places = places_of(latents)
+    if isinstance(question, ClassSpreads) and centres is not None:
+        return spread_sums(question, places, latents.posterior.mean, centres)
     if isinstance(question, ClassMeans):
         return class_sums(question, places, latents.posterior.mean, classes)
     if isinstance(question, PublicClassHistogram):

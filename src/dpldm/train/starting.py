@@ -1,5 +1,7 @@
 """What is known before the first update: noised answers to the plan's questions, and the backbone's own classes."""
 
+import math
+
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -12,10 +14,11 @@ from dpldm.models.public_classes import class_guesses
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.queries import class_means
-from dpldm.privacy.questions import ClassMeans
+from dpldm.privacy.queries import class_spreads
+from dpldm.privacy.questions import ClassSpreads
 from dpldm.run import Run
-from dpldm.train.asking import answered, ask_all
+from dpldm.train.asking import answered, ask_all, means_known
+from dpldm.train.portraits import Portraits, factors
 from dpldm.train.tuner import Tuner
 
 
@@ -28,18 +31,31 @@ def ask_and_start(
     latents: PrivateLatents,
     entropy: Entropy,
 ) -> None:
-    """Ask the plan's questions, and start a tuner that has no update yet from the noised class means, if that is set.
+    """Ask the plan's questions, and start a tuner without updates from those about classes, if that is set.
 
     Raises:
         UserError: see `ask_all`.
     """
     ask_all(run, plan, ledger, latents, len(run.config.data.labels), tuner.backbone_digest, entropy)
     if run.config.optimizer.warm_start_steps and tuner.updates == 0:
-        known = answered(ClassMeans, run, plan, ledger, tuner.backbone_digest)
-        if known is None:
-            raise ValueError("A start from class means, and the plan does not ask for them.")
-        means, _ = class_means(*known)
-        tuner.start_from(means.float().view(-1, *latents.posterior.mean.shape[1:]), scheduler)
+        shape = latents.posterior.mean.shape[1:]
+        tuner.start_from(portraits_known(run, plan, ledger, tuner.backbone_digest, shape), scheduler)
+
+
+def portraits_known(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: str, shape: torch.Size) -> Portraits:
+    """What the noised answers say of the latents, of `shape`, of each class; post-processing.
+
+    Raises:
+        UserError: see `answered`.
+    """
+    means, counts = means_known(run, plan, ledger, backbone)
+    known, (classes, d) = answered(ClassSpreads, run, plan, ledger, backbone), means.shape
+    spread = torch.zeros(classes, d, 0)
+    if known is not None:
+        question, noised = known
+        deviation = question.noise_multiplier * question.clip_norm**2 / math.sqrt(2)  # of an entry off the diagonal
+        spread = factors(class_spreads(question, noised, d), counts, deviation).float()
+    return Portraits(means.float().view(-1, *shape), spread)
 
 
 def guesses_of_public_classes(backbone: Backbone, config: RunConfig) -> Tensor | None:
