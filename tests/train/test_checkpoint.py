@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import stat
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,24 @@ def test_what_is_no_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(UserError, match=r"restore it from a copy \(deleting it would lose updates"):
         load_checkpoint(path, paid_for=True)
+
+
+def test_what_is_loaded_is_held_once_and_is_not_the_file(tmp_path: Path) -> None:
+    """Not beside the bytes of the file, which for a large network are gigabytes; and the file may be replaced."""
+    path, count = tmp_path / "c", 1_000_000
+    save_checkpoint(path, {"g": {"x": torch.ones(count)}}, {"step": 1})
+    tracemalloc.start()
+    try:
+        groups, _ = load_checkpoint(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < count, "bytes of Python, beside the tensor's own 4 for each number"
+    with path.open("r+b") as file:  # in place, where a mapping would show it
+        file.seek(-4 * count, os.SEEK_END)
+        file.write(bytes(4 * count))
+    assert groups["g"]["x"].eq(1).all()
+    assert load_checkpoint(path)[0]["g"]["x"].eq(0).all()
 
 
 def test_a_checkpoint_out_of_reach_is_not_called_damaged(tmp_path: Path) -> None:

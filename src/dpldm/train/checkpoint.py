@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dpldm.errors import UserError
@@ -66,22 +66,24 @@ def _put(temporary: Path, path: Path) -> None:
 
 
 def load_checkpoint(path: Path, *, paid_for: bool = False) -> tuple[Groups, dict[str, Any]]:
-    """What `save_checkpoint` wrote.
+    """What `save_checkpoint` wrote, each tensor in memory of its own.
 
     Args:
         paid_for: it holds updates that cost privacy: the advice is then never to delete it.
 
     Raises:
         UserError: the file is not a checkpoint or is damaged.
+        OSError: it is not there, or cannot be read.
     """
-    data = path.read_bytes()
+    path.open("rb").close()  # whatever it is that cannot be opened, safetensors says that it is not there
+    groups: Groups = {}
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts = json.loads(header["__metadata__"]["facts"])
-        groups: Groups = {}
-        for key, tensor in load(data).items():
-            group, name = key.split("/", 1)
-            groups.setdefault(group, {})[name] = tensor
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                group, name = key.split("/", 1)
+                # What comes is the file itself, mapped: kept, it would hold a file that was long replaced on the disk.
+                groups.setdefault(group, {})[name] = file.get_tensor(key).clone()
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         remedy = (
             "restore it from a copy (deleting it would lose updates that are paid for)"
