@@ -19,7 +19,6 @@ from dpldm.errors import UserError
 from dpldm.train.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
-    replace_file,
     restore_optimizer,
     save_checkpoint,
 )
@@ -73,11 +72,9 @@ def test_a_checkpoint_is_the_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         save_checkpoint(tmp_path / "c", {"g": {"x": torch.zeros(1)}}, {})
-        replace_file(tmp_path / "public", b"x", mode=0o644)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "public").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("moment", ["open", "fsync", "replace"])
@@ -99,25 +96,6 @@ def test_a_failure_in_the_middle_leaves_the_old_file(
     assert (groups["g"]["x"].item(), facts["step"]) == (1.0, 1)
     save_checkpoint(path, {"g": {"x": torch.tensor([3.0])}}, {"step": 3})
     assert load_checkpoint(path)[1]["step"] == 3
-
-
-def test_the_new_file_is_on_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    ordinary = {name: getattr(os, name) for name in ("fsync", "replace")}
-
-    def noting(name: str) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:
-            calls.append(name)
-            if name == "replace":
-                assert Path(arguments[0]).read_bytes() == b"new", "complete before the rename"
-            ordinary[name](*arguments)
-
-        return call
-
-    for name in ordinary:
-        monkeypatch.setattr(os, name, noting(name))
-    replace_file(tmp_path / "c", b"new")
-    assert calls == ["fsync", "replace", "fsync"], "content, rename, folder"
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "pickle", "no facts", "bad facts"])

@@ -24,6 +24,7 @@ from dpldm.data.latents import PrivateLatents
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.queries import score_sums
@@ -32,7 +33,7 @@ from dpldm.privacy.selection import SelectionPlan
 from dpldm.run import Run, ledger_cap, paid_plan, require_same_backbone
 from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.asking import ask_once, places_of
-from dpldm.train.checkpoint import load_checkpoint, replace_file, save_checkpoint
+from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 from dpldm.train.example_losses import example_losses, fresh_draws
 from dpldm.train.finetune import prepared
 from dpldm.train.resuming import register, resume
