@@ -55,14 +55,13 @@ def factors(sums: Tensor, counts: Tensor, deviation: float) -> Tensor:
 
 def shrunk(values: Tensor, edge: float) -> Tensor:
     """Eigenvalues of a noised symmetric matrix without what noise adds to them."""
-    kept: Tensor = (values.square() - edge**2).clamp(min=0.0).sqrt()
-    signed: Tensor = values.sign() * kept
-    return signed
+    return torch.sign(values) * torch.sqrt((values.square() - edge**2).clamp(min=0.0))
 
 
 def _shrunk_matrix(matrix: Tensor, edge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * shrunk(values, edge)) @ vectors.T
+    rebuilt: Tensor = (vectors * shrunk(values, edge)) @ vectors.T
+    return rebuilt
 
 
 def _edge(deviation: float, d: int) -> float:
