@@ -124,6 +124,9 @@ class PrivacyConfig(Section):
     """Standard deviation of the noise on how many images of each class resemble each public class of the backbone,
     asked once before tuning. The network is then told both classes of an image, and synthetic images are drawn for the
     pairs that the answer shows. Part of epsilon; 10 to 20 costs little. Blank: public classes are not used."""
+    class_parts: int = Field(1, ge=1)
+    """Parts of each class whose means class_means_noise asks for apart: an image belongs to one by which of the
+    backbone's own classes it resembles, merged to this number. 64 suits 60,000 records; 1 does for a few thousand."""
     class_means_clip: Positive | None = None
     """R: norm to which latents are cut for class_means_noise. Default: the root of the number of their entries."""
     class_spreads_noise: float | None = None
@@ -161,6 +164,12 @@ class PrivacyConfig(Section):
             raise ValueError("privacy.class_means_clip is for privacy.class_means_noise: set that, or leave it out")
         if self.class_spreads_clip is not None and self.class_spreads_noise is None:
             raise ValueError("privacy.class_spreads_clip is for privacy.class_spreads_noise: set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_have_means(self) -> Self:
+        if self.class_parts > 1 and self.class_means_noise is None:
+            raise ValueError("privacy.class_parts is for privacy.class_means_noise: set that, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -250,7 +250,8 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
     if privacy.class_means_noise is not None:
         # Public latents have deviation 1 in every channel, so this is about their norm.
         clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))
-        questions.append(ClassMeans(noise_multiplier=privacy.class_means_noise, clip_norm=clip_norm))
+        noise, parts = privacy.class_means_noise, privacy.class_parts
+        questions.append(ClassMeans(noise_multiplier=noise, clip_norm=clip_norm, parts=parts))
     if privacy.class_spreads_noise is not None:
         clip_norm = privacy.class_spreads_clip or WITHIN_CLASSES * math.sqrt(latent_entries(config))
         questions.append(ClassSpreads(noise_multiplier=privacy.class_spreads_noise, clip_norm=clip_norm))

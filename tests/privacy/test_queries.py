@@ -28,6 +28,7 @@ from dpldm.privacy.queries import (
     class_spreads,
     class_sums,
     counts_by_share,
+    deviations_of_means,
     packed,
     score_sums,
     shares_within_classes,
@@ -89,7 +90,7 @@ def total_of(question: Question, data: list[Unit]) -> Tensor:
     if isinstance(question, CandidateScores):
         return score_sums(question, places, flat.flatten(1))
     if isinstance(question, ClassSpreads):
-        return spread_sums(question, places, flat, CENTRES)
+        return spread_sums(question, places, flat, CENTRES[:, None])
     return class_sums(question, places, flat, K) if isinstance(question, ClassMeans) else class_counts(places, K)
 
 
@@ -332,12 +333,21 @@ def test_shares_within_classes_are_shares(cells: list[float]) -> None:
 
 
 def test_means_come_back_in_units_of_the_latent() -> None:
-    """Without noise: the mean of what was clipped; a class without images is zero."""
+    """Without noise: the sum of what was clipped, and how many there were."""
     data = [[(0, True, [1.0, 0.0, 0.0, 0.5])], [(0, True, [0.0, 1.0, 0.0, 0.5])], [(1, True, [6.0, 0.0, 8.0, 0.0])]]
-    means, counts = class_means(MEANS, total_of(MEANS, data))
+    sums, counts = class_means(MEANS, total_of(MEANS, data))
     assert torch.allclose(counts, torch.tensor([2.0, 1.0, 0.0]).double())
-    expected = torch.tensor([[0.5, 0.5, 0.0, 0.5], [1.2, 0.0, 1.6, 0.0], [0.0] * 4]).double()
-    assert torch.allclose(means, expected)
+    expected = torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.2, 0.0, 1.6, 0.0], [0.0] * 4]).double()
+    assert torch.allclose(sums, expected)
+
+
+def test_the_noise_of_means_has_the_deviations_that_are_stated() -> None:
+    question = ClassMeans(noise_multiplier=3.0, clip_norm=2.0, count_weight=0.5)
+    noise = 3.0 * torch.randn(2000, D + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sums, counts = class_means(question, noise)
+    of_entry, of_count = deviations_of_means(question)
+    assert float(sums.std()) == pytest.approx(of_entry, rel=0.05)
+    assert float(counts.std()) == pytest.approx(of_count, rel=0.1)
 
 
 def test_a_symmetric_matrix_as_a_vector_keeps_its_norm_and_comes_back() -> None:
@@ -345,6 +355,18 @@ def test_a_symmetric_matrix_as_a_vector_keeps_its_norm_and_comes_back() -> None:
     matrices = square + square.mT
     assert torch.allclose(packed(matrices).norm(dim=1), matrices.flatten(1).norm(dim=1))
     assert torch.allclose(unpacked(packed(matrices), 4), matrices)
+
+
+def test_spreads_are_taken_around_the_part_of_each_image() -> None:
+    """Two classes of two parts each, with numbers of parts for labels."""
+    places = Places(torch.arange(4)[:, None], torch.tensor([[0], [1], [3], [-1]]), torch.ones(4, 1))
+    flat = torch.eye(4) * 2
+    centres = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(0)).double()
+    question = replace(SPREADS, clip_norm=50.0)
+    found = class_spreads(question, spread_sums(question, places, flat, centres), 4)
+    r = flat.double()[:3] - centres.view(4, 4)[[0, 1, 3]]
+    expected = torch.stack([torch.outer(r[0], r[0]) + torch.outer(r[1], r[1]), torch.outer(r[2], r[2])])
+    assert torch.allclose(found, expected)
 
 
 def test_spreads_come_back_in_units_of_the_latent() -> None:

@@ -42,12 +42,12 @@ def test_without_noise_the_covariances_come_back() -> None:
 
 def test_what_is_drawn_has_these_moments() -> None:
     made = factors(covariances() * PER_CLASS, torch.full((K,), float(PER_CLASS)), 0.0).float()
-    means = torch.randn(K, 6, 2, 2, generator=generator(2))
+    means = torch.randn(K, 1, 6, 2, 2, generator=generator(2))
     labels = torch.full((40_000,), 2)
-    drawn = Portraits(means, made).draw(labels, generator(3))
+    drawn = Portraits(means, torch.ones(K, 1), made).draw(labels, generator(3))
     assert drawn.shape == (40_000, 6, 2, 2)
     flat = drawn.flatten(1).double()
-    assert torch.allclose(flat.mean(0), means[2].flatten().double(), atol=0.15)  # deviation at most 5 / 200
+    assert torch.allclose(flat.mean(0), means[2, 0].flatten().double(), atol=0.15)  # deviation at most 5 / 200
     error = torch.cov(flat.T) - covariances()[2]
     assert float(torch.linalg.matrix_norm(error)) < 0.05 * float(torch.linalg.matrix_norm(covariances()[2]))
 
@@ -70,7 +70,7 @@ def test_a_covariance_is_nearer_to_the_truth_than_the_noised_one(deviation: floa
 
 
 def test_a_class_without_images_takes_what_all_have_in_common() -> None:
-    counts = torch.tensor([PER_CLASS, PER_CLASS, PER_CLASS, -3.0]).double()
+    counts = torch.tensor([PER_CLASS, PER_CLASS, PER_CLASS, 1.0]).double()
     sums = covariances() * PER_CLASS
     sums[3] = 0
     found = of(factors(noised(sums, 5.0), counts, 5.0))
@@ -85,6 +85,16 @@ def test_eigenvalues_are_shrunk_to_the_formula() -> None:
 
 
 def test_means_alone_are_drawn_as_they_are() -> None:
-    means = torch.randn(3, 2, 2, 2, generator=generator(4))
+    means = torch.randn(3, 1, 2, 2, 2, generator=generator(4))
     labels = torch.tensor([2, 0, 2])
-    assert torch.equal(Portraits(means, torch.zeros(3, 8, 0)).draw(labels, generator(5)), means[labels])
+    drawn = Portraits(means, torch.ones(3, 1), torch.zeros(3, 8, 0)).draw(labels, generator(5))
+    assert torch.equal(drawn, means[labels, 0])
+
+
+def test_parts_are_drawn_by_their_shares() -> None:
+    means = torch.arange(4.0).view(2, 2, 1, 1, 1)
+    shares = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    labels = torch.arange(8000) % 2
+    drawn = Portraits(means, shares, torch.zeros(2, 1, 0)).draw(labels, generator(6)).flatten()
+    assert set(drawn[labels == 1].tolist()) == {2.0}
+    assert float(drawn[labels == 0].mean()) == pytest.approx(0.75, abs=0.035)  # five standard errors

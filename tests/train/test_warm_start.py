@@ -14,11 +14,11 @@ from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.ledger import open_ledger
-from dpldm.privacy.queries import class_means
 from dpldm.privacy.questions import ClassMeans, ClassSpreads
 from dpldm.run import Run, plan_of
 from dpldm.train import tuner as tuning
 from dpldm.train.asking import answered
+from dpldm.train.centres import centres_of
 from dpldm.train.finetune import finetune
 from dpldm.train.portraits import Portraits
 from dpldm.train.warm_start import warm_start
@@ -26,8 +26,9 @@ from tiny_runs import ASKED
 
 SCHEDULER = build_scheduler("v_prediction")
 MEANS = 2 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(7))
-POINTS = Portraits(MEANS, torch.zeros(3, 32, 0))
-SPREAD = Portraits(MEANS, torch.randn(3, 32, 4, generator=torch.Generator().manual_seed(8)))
+ONE = torch.ones(3, 1)
+POINTS = Portraits(MEANS[:, None], ONE, torch.zeros(3, 32, 0))
+SPREAD = Portraits(MEANS[:, None], ONE, torch.randn(3, 32, 4, generator=torch.Generator().manual_seed(8)))
 
 
 def network() -> UNet2DConditionModel:
@@ -147,7 +148,7 @@ def test_a_run_starts_once_from_the_answers_that_it_paid_for(
         known = answered(ClassMeans, where, plan, ledger, digest)
         assert (answered(ClassSpreads, where, plan, ledger, digest) is not None) is spreads
     assert known is not None
-    assert torch.equal(seen[0].means.flatten(1), class_means(*known)[0].float())
+    assert torch.equal(seen[0].means.flatten(2), centres_of(*known, 2).means.float())
 
 
 def test_the_average_begins_where_the_start_ends(raw: dict[str, Any]) -> None:
@@ -155,8 +156,9 @@ def test_the_average_begins_where_the_start_ends(raw: dict[str, Any]) -> None:
     backbone, plan = load_backbone(config.backbone), plan_of(config)
     tuner = tuning.Tuner(backbone, config, plan)
     size = tuner.network.config.sample_size
-    means = torch.randn(2, tuner.network.config.in_channels, size, size)
-    tuner.start_from(Portraits(means, torch.zeros(2, means[0].numel(), 0)), backbone.scheduler)
+    means = torch.randn(2, 1, tuner.network.config.in_channels, size, size)
+    points = Portraits(means, torch.ones(2, 1), torch.zeros(2, means[0].numel(), 0))
+    tuner.start_from(points, backbone.scheduler)
     averages = zip(tuner.average.shadow_params, tuner.trainable.values(), strict=True)
     assert all(torch.equal(average, parameter) for average, parameter in averages)
 

@@ -96,19 +96,20 @@ def spread_sums(question: ClassSpreads, places: Places, latents: Tensor, centres
     """Sum over units of share * r r^T / R^2 in each class, packed: (K, d (d + 1) / 2) float64. PRIVATE.
 
     Args:
-        latents: (N, ...) one of d entries for each record; r is its distance from its class's centre, cut to norm R.
-        centres: (K, d), not a function of the records but through a noised answer.
+        places: with numbers of parts for labels, those of a class one after another.
+        latents: (N, ...) one of d entries for each record; r is its distance from its part's centre, cut to norm R.
+        centres: (K, parts, d), not a function of the records but through a noised answer.
     """
-    flat, (classes, d) = latents.flatten(1), centres.shape
+    flat, (classes, parts, d), of_part = latents.flatten(1), centres.shape, centres.flatten(0, 1).double()
     total = torch.zeros(classes, d, d, dtype=torch.float64)
     for start in range(0, len(places.records), UNITS_AT_ONCE):
         part = slice(start, start + UNITS_AT_ONCE)
         rows = Places(places.records[part], places.labels[part], places.weights[part])
         z = flat[rows.records].double()  # (u, m, d)
-        shares = rows.shares(rows.known(classes) & torch.isfinite(z).all(2))
+        shares = rows.shares(rows.known(classes * parts) & torch.isfinite(z).all(2))
         for label in range(classes):
-            of_class = (shares > 0) & (rows.labels == label)
-            r = z[of_class] - centres[label].double()
+            of_class = (shares > 0) & (rows.labels // parts == label)
+            r = z[of_class] - of_part[rows.labels[of_class]]
             r = r / r.norm(dim=1, keepdim=True).clamp(min=question.clip_norm)  # norm at most 1, in units of R
             total[label] += (r * shares[of_class][:, None]).T @ r
     return packed(total)
@@ -180,13 +181,16 @@ def counts_by_share(shares: Tensor, count: int) -> tuple[int, ...]:
 
 
 def class_means(question: ClassMeans, noised: Tensor) -> tuple[Tensor, Tensor]:
-    """(means, counts) from the answer, (K, d) in units of the latent and (K,): the clipped sum over the count.
-
-    A count below 1 is taken for 1, so that the mean of an empty class is noise of a bounded size.
-    """
+    """Sums of the clipped latents and counts of each part from the answer, (K * parts, d) and (K * parts,), in units of
+    the latent. Their noise has the deviations `deviations_of_means`."""
     noised = noised.double() * math.hypot(1, question.count_weight)
-    sums, counts = noised[:, :-1] * question.clip_norm, noised[:, -1] / question.count_weight
-    return sums / counts.clamp(min=1.0)[:, None], counts
+    return noised[:, :-1] * question.clip_norm, noised[:, -1] / question.count_weight
+
+
+def deviations_of_means(question: ClassMeans) -> tuple[float, float]:
+    """Standard deviations of the noise in an entry of a sum and in a count (see `class_means`)."""
+    whole = question.noise_multiplier * math.hypot(1, question.count_weight)
+    return whole * question.clip_norm, whole / question.count_weight
 
 
 def class_spreads(question: ClassSpreads, noised: Tensor, d: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Portraits of the classes: a Gaussian in latent space for each, from noised answers, that latents can be drawn from.
+"""Portraits of the classes: Gaussians in latent space for each, from noised answers, that latents can be drawn from.
 
 A diffusion that is tuned by noised gradients learns slowly; a mean and a covariance are one query each, and say much of
 what images of a class look like. What is drawn from a portrait is post-processing and may be trained on without end.
@@ -19,16 +19,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Portraits:
-    """A Gaussian for each of K classes over latents of shape (c, h, w). A function of DP outputs."""
+    """A mixture of Gaussians for each of K classes over latents of shape (c, h, w). A function of DP outputs."""
 
-    means: Tensor  # (K, c, h, w) float32
-    factors: Tensor  # (K, d, r) float32: covariance F F^T; r = 0 if only means are known
+    means: Tensor  # (K, parts, c, h, w) float32
+    shares: Tensor  # (K, parts) how often each part is drawn
+    factors: Tensor  # (K, d, r) float32: covariance F F^T of all parts of a class; r = 0 if only means are known
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """A latent for each of the labels (B,): (B, c, h, w)."""
+        part = torch.multinomial(self.shares[labels], 1, generator=generator)[:, 0]
         normal = torch.randn((len(labels), self.factors.shape[2], 1), generator=generator)
         spread = (self.factors[labels] @ normal)[:, :, 0]
-        return self.means[labels] + spread.view(-1, *self.means.shape[1:])
+        return self.means[labels, part] + spread.view(-1, *self.means.shape[2:])
 
 
 def factors(sums: Tensor, counts: Tensor, deviation: float) -> Tensor:
@@ -36,9 +38,9 @@ def factors(sums: Tensor, counts: Tensor, deviation: float) -> Tensor:
 
     Args:
         sums: (K, d, d) symmetric; `deviation` is that of the noise on an entry off the diagonal.
-        counts: (K,) noised counts; one below 1 is taken for 1.
+        counts: (K,) noised counts, at least 1.
     """
-    counts, (classes, d, _) = counts.clamp(min=1.0), sums.shape
+    classes, d, _ = sums.shape
     whole = float(counts.sum())
     values, vectors = torch.linalg.eigh(sums.sum(0) / whole)
     values = shrunk(values, _edge(deviation * math.sqrt(classes) / whole, d))
