@@ -13,6 +13,7 @@ from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.ledger import LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.checks import check_fit, require_examples_apart
@@ -22,8 +23,11 @@ from dpldm.train.starting import ask_and_start, compared, guesses_of_public_clas
 from dpldm.train.tuner import Tuner
 
 
-def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
+def finetune(config: RunConfig, on_progress: OnProgress = unseen) -> Iterator[FinetuneStep]:
     """Tune the backbone on private images under the run's plan. The same call resumes an interrupted run.
+
+    Args:
+        on_progress: follows what comes before the first update (see `OptimizerConfig.warm_start_steps`).
 
     Raises:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
@@ -38,7 +42,7 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
             resume(tuner, run, plan, ledger)
             register(plan, ledger, config)
-            ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy())
+            ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy(), on_progress)
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
     except LedgerError as error:
         raise UserError(str(error)) from None

@@ -17,6 +17,7 @@ from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import class_spreads
 from dpldm.privacy.questions import ClassSpreads
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run
 from dpldm.train.asking import answered, ask_all, centres_known
 from dpldm.train.portraits import Portraits, factors
@@ -31,6 +32,7 @@ def ask_and_start(
     ledger: Ledger,
     latents: PrivateLatents,
     entropy: Entropy,
+    on_progress: OnProgress = unseen,
 ) -> None:
     """Ask the plan's questions, and start a tuner without updates from those about classes, if that is set.
 
@@ -40,7 +42,7 @@ def ask_and_start(
     ask_all(run, plan, ledger, latents, len(run.config.data.labels), tuner.backbone_digest, entropy)
     if run.config.optimizer.warm_start_steps and tuner.updates == 0:
         shape = latents.posterior.mean.shape[1:]
-        tuner.start_from(portraits_known(run, plan, ledger, tuner.backbone_digest, shape), scheduler)
+        tuner.start_from(portraits_known(run, plan, ledger, tuner.backbone_digest, shape), scheduler, on_progress)
 
 
 def portraits_known(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: str, shape: torch.Size) -> Portraits:

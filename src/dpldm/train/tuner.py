@@ -14,6 +14,7 @@ from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.ledger import Head
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, bytes_of_latents
 from dpldm.train.checkpoint import optimizer_tensors, restore_optimizer, save_checkpoint
 from dpldm.train.made_up import made_up_losses
@@ -129,7 +130,7 @@ class Tuner(Learner):
             beside = 2 * bytes_of(self._parameters) + latents
             self.rows_at_once = rows_that_fit(cost, beside, free_memory(device), plan.expected_batch_size)
 
-    def start_from(self, portraits: Portraits, scheduler: DDPMScheduler) -> None:
+    def start_from(self, portraits: Portraits, scheduler: DDPMScheduler, on_progress: OnProgress = unseen) -> None:
         """Learn what noised answers say of the classes, before the first update."""
-        warm_start(self.network, self.trainable, scheduler, portraits, self.settings)
+        warm_start(self.network, self.trainable, scheduler, portraits, self.settings, on_progress)
         self.average = averaged(self.settings.average, self._parameters, self.settings.ema_decay)

@@ -19,6 +19,7 @@ from dpldm.config import OptimizerConfig
 from dpldm.models.choices import Names, is_of_embedder
 from dpldm.models.denoiser import denoising_losses
 from dpldm.models.families import family_of
+from dpldm.progress import OnProgress, unseen
 from dpldm.train.portraits import Portraits
 from dpldm.train.public_data import step_generator
 from dpldm.train.schedule import rate
@@ -58,6 +59,7 @@ def warm_start(
     scheduler: DDPMScheduler,
     portraits: Portraits,
     settings: OptimizerConfig,
+    on_progress: OnProgress = unseen,
 ) -> None:
     """Train `settings.warm_start_steps` steps on `portraits`, which are DP outputs, in place.
 
@@ -82,4 +84,5 @@ def warm_start(
             parameter.grad = gradient
         optimizer.param_groups[0]["lr"] = lesson.learning_rate * rate(lesson.decay, step, steps, lesson.warmup_steps)
         optimizer.step()
+        on_progress("start from noised answers", step + 1, steps)
     optimizer.zero_grad()
