@@ -230,6 +230,28 @@ def latent_entries(config: RunConfig) -> int:
     return latent_entries_of(config.backbone, config.data.image_size)
 
 
+MOST_ENTRIES_OF_SPREADS = 1024
+"""A class's covariance has the square of that many numbers, and noise in each."""
+
+
+def require_portraits(config: RunConfig) -> None:
+    """Refuse questions about classes that the backbone's latents or own classes do not allow.
+
+    Raises:
+        UserError: latents are too long for covariances, or the backbone has fewer classes than parts are asked for.
+    """
+    privacy, entries = config.privacy, latent_entries(config)
+    if privacy.class_spreads_noise is not None and entries > MOST_ENTRIES_OF_SPREADS:
+        raise UserError(
+            f"privacy.class_spreads_noise is for latents of at most {MOST_ENTRIES_OF_SPREADS:,} numbers, and those of "
+            f"this backbone have {entries:,}: leave it out."
+        )
+    if privacy.class_parts > 1 and (own := public_classes_of(config.backbone)) < privacy.class_parts:
+        raise UserError(
+            f"privacy.class_parts is {privacy.class_parts}, and the backbone has {own} classes of its own: lower it."
+        )
+
+
 def default_batch(records: int) -> int:
     """L = records / 8, at most 4,096: large batches are what DP-SGD needs most."""
     return max(1, min(4096, records // 8))
@@ -240,7 +262,9 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
 
     Raises:
         ValueError: a constant is out of range.
+        UserError: see `require_portraits`.
     """
+    require_portraits(config)
     privacy, questions = config.privacy, list[Question]()
     if privacy.histogram_noise is not None:
         questions.append(ClassHistogram(noise_multiplier=privacy.histogram_noise))

@@ -9,7 +9,7 @@ from torch import Tensor
 from dpldm.config import RunConfig
 from dpldm.models.backbone import load_backbone, public_classes_of
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition
-from dpldm.models.public_classes import adapt, class_guesses, nearest
+from dpldm.models.public_classes import adapt, class_guesses, merged, nearest
 
 SHAPE = torch.Size((2, 4, 4))
 
@@ -84,3 +84,15 @@ def test_how_many_there_are_is_read_from_the_settings(raw: dict[str, Any]) -> No
     config = RunConfig.model_validate(raw | {"privacy": raw["privacy"] | {"public_classes_noise": 30.0}})
     adapt(backbone.denoiser, config)
     assert backbone.denoiser.config.encoder_hid_dim == 2 + 5 + 1
+
+
+def test_alike_guesses_are_merged_and_always_in_the_same_way() -> None:
+    places = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * 10
+    guesses = places.repeat(8, 1, 1, 1) + 0.1 * torch.randn(32, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    centres = merged(guesses, 4)
+    assert centres.shape == (4, 2, 3, 3)
+    groups = nearest(guesses, centres).view(8, 4)
+    assert (groups == groups[0]).all()
+    assert sorted(groups[0].tolist()) == [0, 1, 2, 3]
+    torch.manual_seed(3)
+    assert torch.equal(merged(guesses, 4), centres)

@@ -64,6 +64,15 @@ def test_a_class_that_looks_empty_keeps_its_largest_part() -> None:
     assert float(found.counts.min()) >= 1
 
 
+def test_images_of_parts_without_a_share_are_counted_too() -> None:
+    """A covariance is a sum over all images of a class, whatever part they are of."""
+    means, counts = truth()
+    counts[0, 2] = 15.0  # below what noise alone could fill
+    found = centres_of(QUESTION, answer(QUESTION, means, counts, 1e-6), K)
+    assert float(found.shares[0, 2]) == 0
+    assert found.counts.tolist() == pytest.approx(counts.sum(1).tolist(), abs=1e-3)
+
+
 def test_one_part_is_kept_whatever_its_count() -> None:
     question = ClassMeans(noise_multiplier=5.0, clip_norm=10.0)
     found = centres_of(question, answer(question, torch.zeros(2, 1, D).double(), torch.tensor([[3.0], [0.0]]), 1e-6), 2)

@@ -128,5 +128,5 @@ def test_settings_that_do_not_go_together_are_refused(raw: dict[str, Any]) -> No
 
 def test_a_backbone_without_public_classes_is_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpldm.models.families.class_token.ClassToken.public_classes", lambda *_: 0)
-    with pytest.raises(UserError, match="needs a backbone that is told classes by one token, such as grey32"):
+    with pytest.raises(UserError, match="need a backbone that is told classes by one token, such as grey32"):
         plan_of(config)

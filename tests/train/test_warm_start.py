@@ -10,18 +10,23 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dpldm.config import OptimizerConfig, RunConfig
+from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.ledger import open_ledger
 from dpldm.privacy.questions import ClassMeans, ClassSpreads
+from dpldm.releasing import release
 from dpldm.run import Run, plan_of
+from dpldm.sampling import sample
 from dpldm.train import tuner as tuning
 from dpldm.train.asking import answered
 from dpldm.train.centres import centres_of
+from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import finetune
 from dpldm.train.portraits import Portraits
 from dpldm.train.warm_start import warm_start
+from dpldm.verifying import verify
 from tiny_runs import ASKED
 
 SCHEDULER = build_scheduler("v_prediction")
@@ -166,3 +171,39 @@ def test_the_average_begins_where_the_start_ends(raw: dict[str, Any]) -> None:
 def test_without_means_it_is_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="class_means_noise"):
         with_start(raw)
+
+
+def test_covariances_of_long_latents_are_refused(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpldm.run.latent_entries", lambda _: 4096)
+    with pytest.raises(UserError, match=r"at most 1,024 numbers, and those of this backbone have 4,096"):
+        plan_of(with_start(raw, **ASKED, class_spreads_noise=40.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"class_spreads_noise": 40.0}, "set privacy.class_means_noise too"),
+        ({"class_parts": 4}, "class_parts is for privacy.class_means_noise"),
+        (
+            {"class_means_noise": 40.0, "class_spreads_clip": 2.0},
+            "class_spreads_clip is for privacy.class_spreads_noise",
+        ),
+    ],
+)
+def test_settings_that_lack_others_are_refused(raw: dict[str, Any], settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RunConfig.model_validate(raw | {"privacy": raw["privacy"] | settings})
+
+
+def test_a_run_with_parts_asks_for_each_and_its_release_verifies(raw: dict[str, Any]) -> None:
+    config = with_start(raw, **ASKED, class_parts=3, class_spreads_noise=40.0)
+    list(finetune(config))
+    groups, _ = load_checkpoint(Run(config).answers / "class_means.safetensors")
+    assert groups["answer"]["noised"].shape[0] == 2 * 3
+    list(sample(config))
+    assert [check.name for check in verify(release(config, "both")) if not check.passed] == []
+
+
+def test_more_parts_than_the_backbone_has_classes_are_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"privacy.class_parts is 9, and the backbone has 5 classes of its own"):
+        plan_of(with_start(raw, **ASKED, class_parts=9))

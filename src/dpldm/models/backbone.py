@@ -297,8 +297,8 @@ def public_classes_of(name_or_path: str) -> int:
         raise UserError(f"The backbone {name_or_path!r} is incomplete: make or copy it again.") from error
     if not found:
         raise UserError(
-            f"privacy.public_classes_noise needs a backbone that is told classes by one token, such as grey32, and "
-            f"{name_or_path!r} is not: leave it out, or use one."
+            "privacy.public_classes_noise and class_parts need a backbone that is told classes by one token, such as "
+            f"grey32, and {name_or_path!r} is not: leave them out, or use one."
         )
     return found
 

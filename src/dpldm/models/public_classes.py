@@ -11,7 +11,6 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from dpldm.config import RunConfig
-from dpldm.errors import UserError
 from dpldm.models.families import family_of
 from dpldm.train.public_data import step_generator
 
@@ -29,15 +28,7 @@ def adapt(network: nn.Module, config: RunConfig) -> None:
 
 
 def merged(guesses: Tensor, groups: int) -> Tensor:
-    """Centres (`groups`, c, h, w) of groups of alike guesses (C, c, h, w), by k-means; public and repeatable.
-
-    Raises:
-        UserError: there are fewer guesses than groups.
-    """
-    if len(guesses) < groups:
-        raise UserError(
-            f"privacy.class_parts is {groups}, and the backbone has {len(guesses)} classes of its own: lower it."
-        )
+    """Centres (`groups`, c, h, w) of groups of alike guesses (C, c, h, w), by k-means; public and repeatable."""
     centres, _ = kmeans2(guesses.flatten(1).double().numpy(), groups, iter=30, minit="++", seed=0)
     return torch.from_numpy(centres).float().view(groups, *guesses.shape[1:])
 

@@ -21,7 +21,7 @@ class Centres:
 
     means: Tensor  # (K, parts, d) float64
     shares: Tensor  # (K, parts) float64: how much of its class a part is
-    counts: Tensor  # (K,) float64, images of each class, at least 1
+    counts: Tensor  # (K,) float64, images of each class, those of parts with a share of 0 too; at least 1
 
 
 def centres_of(question: ClassMeans, noised: Tensor, classes: int) -> Centres:
@@ -36,7 +36,7 @@ def centres_of(question: ClassMeans, noised: Tensor, classes: int) -> Centres:
     means[rows] = shrunk(sums[rows], of_entry) / counts[rows].clamp(min=1.0)[:, None]
     means, shares = means.view(classes, question.parts, -1), weights / weights.sum(1, keepdim=True)
     whole = (shares[:, :, None] * means).sum(1, keepdim=True)
-    return Centres(torch.where(filled[:, :, None], means, whole), shares, weights.sum(1))
+    return Centres(torch.where(filled[:, :, None], means, whole), shares, by_class.sum(1).clamp(min=1.0))
 
 
 def shrunk(matrix: Tensor, deviation: float) -> Tensor:
