@@ -70,12 +70,18 @@ class DiffusionRecipe(StageRecipe):
     """Channels per resolution of the UNet."""
     layers_per_block: Count = 1
     """Residual blocks per resolution."""
-    heads: Count = 4
-    """Attention heads."""
+    attention_levels: Count | None = None
+    """Attention at the first so many resolutions, and in the middle. Blank: at all."""
+    heads: Count | tuple[Count, ...] = 4
+    """Attention heads, the same at all resolutions or one number for each. Told nothing: heads at the first resolution,
+    all of one width."""
+    told: Literal["clusters", "labels", "nothing"] = "clusters"
+    """What the network is told about a public image: the cluster of its latent, the label of its public set, or
+    nothing."""
     condition_dim: Count = 64
     """Width of the condition token."""
     pseudo_classes: Count = 64
-    """k-means clusters of public latents that serve as labels."""
+    """k-means clusters of public latents that serve as labels, for told: clusters."""
     label_dropout: float = Field(0.15, ge=0, lt=1)
     """Probability of training with the null label (for guidance)."""
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
@@ -100,8 +106,22 @@ class BackboneRecipe(Section):
     """Where the backbone is written."""
     seed: int = 0
     """Seed of the public randomness."""
-    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
+    jitter: bool = True
+    """Vary contrast, polarity, framing and side of public images: for a backbone that shall serve many sets."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks compute: auto is CUDA where there is one."""
+    autoencoder: AutoencoderRecipe | None = AutoencoderRecipe()
+    """null: none, the denoiser works on pixels."""
     diffusion: DiffusionRecipe = DiffusionRecipe()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        levels, heads, nothing = len(self.diffusion.widths), self.diffusion.heads, self.diffusion.told == "nothing"
+        if isinstance(heads, tuple) and (len(heads) != levels or nothing):
+            raise ValueError("diffusion.heads needs one number, or, where the network is told something, one a width")
+        if self.autoencoder is None and nothing:
+            raise ValueError("autoencoder: null needs a network that is told something: set diffusion.told")
+        return self
 
 
 # --- stage 3 and after: a run on private images -------------------------------------------------------------

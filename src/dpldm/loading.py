@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -46,12 +46,18 @@ def validate(model: type[Model], raw: Mapping[str, Any]) -> Model:
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
     """(dotted key, description, default) of every setting, in the order of the classes."""
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from settings(annotation, f"{prefix}{name}.")
+        section = _section(field.annotation)
+        if section is not None:
+            yield from settings(section, f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else field.default
             yield f"{prefix}{name}", " ".join((field.description or "").split()), default
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model of a setting that is a section, also of one that may be left out."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,23 @@ from dpldm.models.families.family import Family, Layout
 from dpldm.models.families.parts import load_part, require_class, save_half
 
 
+def build_unconditional(
+    latent_channels: int, latent_size: int, *, widths: tuple[int, ...], layers_per_block: int, heads: int
+) -> UNet2DModel:
+    """A UNet with self-attention at every resolution; `heads` at the first, heads of that width at the others."""
+    return UNet2DModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("AttnDownBlock2D",) * len(widths),
+        up_block_types=("AttnUpBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=layers_per_block,
+        attention_head_dim=widths[0] // heads,
+        norm_num_groups=16,
+    )
+
+
 class Unconditional(Family):
     """See the head of this file."""
 
