@@ -70,8 +70,8 @@ class DiffusionRecipe(StageRecipe):
     """Channels per resolution of the UNet."""
     layers_per_block: Count = 1
     """Residual blocks per resolution."""
-    attention_levels: Count | None = None
-    """Attention at the first so many resolutions, and in the middle. Blank: at all."""
+    attention: tuple[bool, ...] | None = None
+    """Whether there is attention at each resolution; there always is in the middle. Blank: at all."""
     heads: Count | tuple[Count, ...] = 4
     """Attention heads, the same at all resolutions or one number for each. Told nothing: heads at the first resolution,
     all of one width."""
@@ -110,17 +110,20 @@ class BackboneRecipe(Section):
     """Vary contrast, polarity, framing and side of public images: for a backbone that shall serve many sets."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks compute: auto is CUDA where there is one."""
-    autoencoder: AutoencoderRecipe | None = AutoencoderRecipe()
-    """null: none, the denoiser works on pixels."""
+    space: Literal["latents", "pixels"] = "latents"
+    """Where the denoiser works. pixels: there is no autoencoder."""
+    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     diffusion: DiffusionRecipe = DiffusionRecipe()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         levels, heads, nothing = len(self.diffusion.widths), self.diffusion.heads, self.diffusion.told == "nothing"
+        if self.diffusion.attention is not None and len(self.diffusion.attention) != levels:
+            raise ValueError("diffusion.attention needs a true or false for each of diffusion.widths")
         if isinstance(heads, tuple) and (len(heads) != levels or nothing):
             raise ValueError("diffusion.heads needs one number, or, where the network is told something, one a width")
-        if self.autoencoder is None and nothing:
-            raise ValueError("autoencoder: null needs a network that is told something: set diffusion.told")
+        if self.space == "pixels" and nothing:
+            raise ValueError("space: pixels needs a network that is told something: set diffusion.told")
         return self
 
 

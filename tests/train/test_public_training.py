@@ -20,6 +20,8 @@ from dpldm.errors import UserError
 from dpldm.loading import load_config, validate
 from dpldm.models.autoencoder import Posterior, decode, encode
 from dpldm.models.backbone import load_backbone
+from dpldm.releasing import release
+from dpldm.sampling import sample
 from dpldm.train.autoencoder import (
     AutoencoderTraining,
     autoencoder_loss,
@@ -27,8 +29,6 @@ from dpldm.train.autoencoder import (
     reconstruction_loss,
 )
 from dpldm.train.diffusion import DiffusionTraining, pseudo_classes
-from dpldm.releasing import release
-from dpldm.sampling import sample
 from dpldm.train.finetune import finetune
 from dpldm.train.pretrain import pretrain, told_labels
 from dpldm.train.public_data import batch_of, jitter, load_public_images, step_generator
@@ -337,9 +337,14 @@ def labelled(directory: Path, images: np.ndarray) -> Path:
 
 
 KINDS = {
-    "labels": ({"told": "labels"}, {}, "ClassConditionalLDMPipeline", 3),
-    "pixels": ({"told": "labels", "attention_levels": 1, "widths": (16, 16)}, None, "ClassConditionalPixelPipeline", 3),
-    "nothing": ({"told": "nothing"}, {}, "LDMPipeline", 0),
+    "labels": ({"told": "labels"}, "latents", "ClassConditionalLDMPipeline", 3),
+    "pixels": (
+        {"told": "labels", "attention": (True, False), "widths": (16, 16)},
+        "pixels",
+        "ClassConditionalPixelPipeline",
+        3,
+    ),
+    "nothing": ({"told": "nothing"}, "latents", "LDMPipeline", 0),
 }
 
 
@@ -348,10 +353,10 @@ def test_other_kinds_of_backbones_are_made_tuned_and_drawn_from(
     kind: str, recipe: BackboneRecipe, tmp_path: Path, raw: dict[str, Any]
 ) -> None:
     """Told the labels of the public set, or nothing; over latents, or over pixels without an autoencoder."""
-    more, autoencoder, pipeline, classes = KINDS[kind]
+    more, space, pipeline, classes = KINDS[kind]
     changes = {
         "public": (labelled(tmp_path / "public-labelled", public_images(30)),),
-        "autoencoder": None if autoencoder is None else recipe.autoencoder,
+        "space": space,
         "diffusion": diffusion_recipe(**more),
         "jitter": False,
     }
@@ -381,14 +386,15 @@ def test_told_labels_means_the_labels_of_the_set(recipe: BackboneRecipe, tmp_pat
 
 
 def test_sizes_that_do_not_fit_are_refused(recipe: BackboneRecipe) -> None:
-    for diffusion, autoencoder in (
-        ({"heads": (1, 2)}, {}),
-        ({"told": "nothing", "heads": (2,)}, {}),
-        ({"told": "nothing"}, None),
+    for diffusion, space in (
+        ({"heads": (1, 2)}, "latents"),
+        ({"attention": (True, False)}, "latents"),
+        ({"told": "nothing", "heads": (2,)}, "latents"),
+        ({"told": "nothing"}, "pixels"),
     ):
-        raw = recipe.model_dump() | {"diffusion": diffusion_recipe().model_dump() | diffusion}
-        with pytest.raises(UserError, match=r"diffusion\.(heads|told)"):
-            validate(BackboneRecipe, raw if autoencoder == {} else raw | {"autoencoder": autoencoder})
+        raw = recipe.model_dump() | {"diffusion": diffusion_recipe().model_dump() | diffusion, "space": space}
+        with pytest.raises(UserError, match=r"diffusion\.(heads|told|attention)"):
+            validate(BackboneRecipe, raw)
 
 
 def test_an_interrupted_pretraining_gives_the_same_backbone(recipe: BackboneRecipe, tmp_path: Path) -> None:

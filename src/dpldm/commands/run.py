@@ -12,6 +12,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from dpldm.config import RunConfig
 from dpldm.console import add_manners, conclude, duration, follow, following, manners, out
 from dpldm.errors import UserError
@@ -27,13 +29,18 @@ Facts = Mapping[str, Any] | None
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Read the config and run one stage, or all of them."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML; start one with `dpldm inspect`"
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="YAML; start one with `dpldm inspect`, or name a recipe",
     )
     if name in ("run", "release"):
         parser.add_argument(
             "--what", choices=("data", "model", "both"), default="data", help="what the release holds (data)"
         )
     if name == "plan":
+        parser.add_argument("--resolved", action="store_true", help="show every setting as it is used, and stop there")
         parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
     if name == "sample":
         parser.add_argument(
@@ -49,10 +56,13 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
     add_manners(parser)
-    parser.set_defaults(command=name, choices=False, gen_npz=None, synthetic=None)
+    parser.set_defaults(command=name, choices=False, resolved=False, gen_npz=None, synthetic=None)
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
+    if given.resolved:
+        out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
+        return 0
     use_threads(config)
     with manners(given):
         return _run(config, given)

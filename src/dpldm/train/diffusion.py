@@ -50,7 +50,11 @@ def build_network(recipe: DiffusionRecipe, channels: int, size: int, classes: in
     if recipe.told == "nothing":
         heads = recipe.heads if isinstance(recipe.heads, int) else recipe.heads[0]
         network = build_unconditional(
-            *(channels, size), widths=recipe.widths, layers_per_block=recipe.layers_per_block, heads=heads
+            *(channels, size),
+            widths=recipe.widths,
+            layers_per_block=recipe.layers_per_block,
+            heads=heads,
+            attention=recipe.attention,
         )
     else:
         network = build_denoiser(
@@ -59,7 +63,7 @@ def build_network(recipe: DiffusionRecipe, channels: int, size: int, classes: in
             layers_per_block=recipe.layers_per_block,
             heads=recipe.heads,
             condition_dim=recipe.condition_dim,
-            attention_levels=recipe.attention_levels,
+            attention=recipe.attention,
         )
     return network
 

@@ -46,7 +46,7 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
     images = public.pixels
 
     autoencoder: Autoencoder = Pixels(recipe.channels)
-    if recipe.autoencoder is not None:
+    if recipe.space == "latents":
         first = AutoencoderTraining(
             *(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors"),
             jittered=recipe.jitter,
@@ -84,7 +84,7 @@ def made_backbone(
     recipe: BackboneRecipe, autoencoder: Autoencoder, denoiser: nn.Module, facts: dict[str, Any]
 ) -> Backbone:
     """The backbone of a recipe, to be saved."""
-    index = OWN if recipe.autoencoder else OWN_OF_PIXELS
+    index = OWN if recipe.space == "latents" else OWN_OF_PIXELS
     index = OWN_UNCONDITIONAL if recipe.diffusion.told == "nothing" else index
     scheduler = build_scheduler(recipe.diffusion.prediction_type)
     return Backbone(recipe.name, autoencoder, denoiser, scheduler, facts, index=index)

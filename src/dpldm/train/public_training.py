@@ -18,7 +18,6 @@ from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_o
 from dpldm.train.public_data import step_generator
 from dpldm.train.schedule import rate
 
-
 CPU = torch.device("cpu")
 
 

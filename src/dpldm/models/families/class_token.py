@@ -76,11 +76,11 @@ def build_denoiser(
     layers_per_block: int,
     heads: int | tuple[int, ...],
     condition_dim: int,
-    attention_levels: int | None = None,
+    attention: tuple[bool, ...] | None = None,
 ) -> UNet2DConditionModel:
-    """A UNet with a transformer block at the first `attention_levels` resolutions, or at all; `classes` excludes the
+    """A UNet with a transformer block at every resolution, or at those that `attention` says; `classes` excludes the
     null label."""
-    attending = [level < (attention_levels or len(widths)) for level in range(len(widths))]
+    attending = attention or (True,) * len(widths)
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
