@@ -7,19 +7,11 @@ results/ comes from here: config, plan, evaluation, wall time per stage, version
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dpldm.config import RunConfig
-from dpldm.run import paid_plan
+from dpldm.reproduction.manifest import collect
 
 
 def main() -> None:
@@ -38,30 +30,6 @@ def main() -> None:
     print(f"wrote {target}")
 
 
-def collect(run: Path, command: str) -> dict[str, Any]:
-    """Everything worth keeping about a run, without paths of the machine."""
-    config = RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text()))
-    plan = paid_plan(config)
-    shown = config.model_dump(mode="json")
-    for key in ("path", "test_path"):
-        shown["data"][key] = Path(shown["data"][key]).name if shown["data"][key] else None
-    shown["backbone"] = Path(config.backbone).name
-    shown["runtime"].pop("output")
-    shown["privacy"].pop("ledger")
-    timings = [json.loads(line) for line in (run / "private" / "timings.jsonl").read_text().splitlines()]
-    return {
-        "command": command,
-        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
-        "date": datetime.date.today().isoformat(),
-        "config": shown,
-        "plan": plan.constants() | {"epsilon_stated": plan.stated_epsilon()},
-        "evaluation": json.loads((run / "private" / "evaluation.json").read_text()),
-        "seconds": timings,
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("dpldm", "torch", "diffusers", "dp-accounting")},
-    }
-
-
 def log_look(name: str, manifest: dict[str, Any], why: str) -> None:
     """One line per look at a benchmark, so that they can be counted."""
     utility = manifest["evaluation"]["utility"] or {"scores": {}}
@@ -75,14 +43,6 @@ def log_look(name: str, manifest: dict[str, Any], why: str) -> None:
     }
     with Path("results/benchmark-looks.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def cpu_name() -> str:
-    """Model name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

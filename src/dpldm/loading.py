@@ -32,7 +32,7 @@ def load_config(model: type[Model], path: Path | None, overrides: Sequence[tuple
     """
     raw = read_raw(path) if path is not None else {}
     for key, text in overrides:
-        _put(raw, key, text)
+        put(raw, key, text)
     return validate(model, raw)
 
 
@@ -162,7 +162,12 @@ _PlainLoader.add_implicit_resolver(
 )
 
 
-def _put(raw: dict[str, Any], key: str, text: str) -> None:
+def put(raw: dict[str, Any], key: str, text: str) -> None:
+    """Set a dotted key to what a YAML text means.
+
+    Raises:
+        UserError: a part of the key is no section.
+    """
     try:
         value = _parse(text)
     except yaml.YAMLError:

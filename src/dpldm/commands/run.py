@@ -75,13 +75,20 @@ def _run(config: RunConfig, given: argparse.Namespace) -> int:
 
         config = rehearsal(config, given.stand_in)
         out.print(f"Rehearsal on public images: run {config.name!r}.")
+    facts |= run_stages(config, given)
+    _conclude(config, given, facts)
+    return 0
+
+
+def run_stages(config: RunConfig, given: argparse.Namespace) -> dict[str, Any]:
+    """The stages of a command, one after the other; what they found."""
+    facts: dict[str, Any] = {}
     for stage in _STAGES[given.command]:
         start = time.monotonic()
         with crashes_kept_inside(config):
             facts |= stage(config, given) or {}
         note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
-    _conclude(config, given, facts)
-    return 0
+    return facts
 
 
 def _conclude(config: RunConfig, given: argparse.Namespace, facts: dict[str, Any]) -> None:
@@ -138,13 +145,16 @@ def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
 
 
 def note_duration(config: RunConfig, stage: str, seconds: float) -> None:
-    """Append to private/timings.jsonl (durations follow batch sizes: INTERNAL); `plan` leaves no trace on disk."""
+    """Append to private/timings.jsonl (durations follow batch sizes: INTERNAL), with the peak of memory so far; `plan`
+    leaves no trace on disk."""
     from dpldm.run import Run
+    from dpldm.train.memory import peak_so_far
 
     directory = Run(config).private
     if directory.is_dir():
         with (directory / "timings.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
+            line = {"stage": stage, "seconds": round(seconds, 1), "peak_bytes": peak_so_far()}
+            file.write(json.dumps(line) + "\n")
 
 
 def overrides(words: list[str]) -> list[tuple[str, str]]:
@@ -321,4 +331,5 @@ _STAGES: dict[str, tuple[Stage, ...]] = {
     "release": (_release,),
     "run": (_plan, _check_evaluation, _finetune, _sample, _evaluate_if_possible, _release),
     "rehearse": (_plan, _check_evaluation, _finetune, _sample, _evaluate),
+    "reproduce": (_plan, _check_evaluation, _finetune, _sample, _evaluate),
 }
