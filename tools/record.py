@@ -1,9 +1,11 @@
 """Turn a finished run on a public benchmark into a manifest in results/, and log the look at the benchmark.
 
     python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."]
+    python tools/record.py reproductions/SCALE/runs/ROW [--why "..."]
 
-A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. Everything in
-results/ comes from here: config, plan, evaluation, wall time per stage, versions, hardware, commit.
+A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. A reproduced row has
+its manifest already. Everything in results/ comes from here: config, plan, evaluation, wall time per stage, versions,
+hardware, commit; the page is made anew.
 """
 
 import argparse
@@ -12,21 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from dpldm.reproduction.manifest import collect
+from dpldm.reproduction.page import results_page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--command", required=True, help="the command that made the run")
+    parser.add_argument("--command", default="", help="the command that made the run")
     parser.add_argument("--why", default="", help="what the look was for")
     given = parser.parse_args()
-    manifest = collect(given.run, given.command)
-    proxy = manifest["plan"]["dataset_id"].startswith("rehearsal-")
-    target = Path("results/proxies" if proxy else "results") / f"{given.run.name}.json"
+    made = given.run / "manifest.json"
+    if not made.is_file() and not given.command:
+        parser.error("say with --command what made the run")
+    manifest = json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command)
+    proxy, scale = manifest["plan"]["dataset_id"].startswith("rehearsal-"), manifest.get("scale", "paper")
+    name = given.run.name if scale == "paper" else f"{given.run.name}-{scale}"
+    target = Path("results/proxies" if proxy else "results") / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if manifest["config"]["privacy"]["public_benchmark"] and not proxy:
-        log_look(given.run.name, manifest, given.why)
+        log_look(name, manifest, given.why)
+    (Path("results") / "README.md").write_text(results_page(Path("results")), encoding="utf-8")
     print(f"wrote {target}")
 
 
