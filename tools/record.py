@@ -3,9 +3,9 @@
     python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."]
     python tools/record.py reproductions/SCALE/runs/ROW [--why "..."]
 
-A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. A reproduced row has
-its manifest already. Everything in results/ comes from here: config, plan, evaluation, wall time per stage, versions,
-hardware, commit; the page is made anew.
+A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. A reproduced row
+has its manifest already. Everything in results/ comes from here: config, plan, evaluation, wall time per stage,
+versions, hardware, commit; the page is made anew.
 """
 
 import argparse
