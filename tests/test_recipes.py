@@ -9,13 +9,14 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dpldm.cli import main
-from dpldm.config import BackboneRecipe, RunConfig
+from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.loading import load_config, recipes
 from dpldm.models.autoencoder import build_autoencoder, latent_shape
 from dpldm.models.families import family_of
 from dpldm.models.families.captions import TextToImage
 from dpldm.models.trainable import choose_trainable
+from dpldm.recipe import BackboneRecipe
 from dpldm.run import plan_of
 from dpldm.train.diffusion import build_network
 

@@ -1,133 +1,11 @@
-"""Every setting of the package, typed and frozen. YAML in, resolved config out; an unknown key is an error."""
+"""Settings of a run on private images: stage 3 and what comes after it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Settings are values: frozen, closed to unknown keys, and never echoed in error texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number_from_yes(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, on and true as a truth value, which would count as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("write a number or a text in quotes, not a bare yes, no, true or false")
-        return value
-
-
-# --- stages 1 and 2: public images only -------------------------------------------------------------------
-
-
-class StageRecipe(Section):
-    """What stages 1 and 2 have in common."""
-
-    batch_size: Count
-    """Images per step."""
-    steps: Count
-    """Optimizer steps."""
-    learning_rate: Positive
-    """Peak learning rate of AdamW."""
-    warmup_steps: Count = 200
-    """Steps of linear warm-up, then half a cosine."""
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones that are kept."""
-    checkpoint_every: Count = 500
-    """Steps between checkpoints."""
-    bf16: bool = False
-    """Autocast to bfloat16: faster only on processors with bfloat16 units, several times slower on others."""
-
-
-class AutoencoderRecipe(StageRecipe):
-    """Stage 1: the autoencoder."""
-
-    latent_channels: Count = 16
-    """Channels of the latent."""
-    widths: tuple[int, ...] = (16, 32, 64, 96)
-    """Channels per resolution; each further entry halves the image once more."""
-    layers_per_block: Count = 1
-    """Residual blocks per resolution."""
-    kl_weight: Positive = 1e-6
-    """Weight of the KL term."""
-    batch_size: Count = 64
-    steps: Count = 9000
-    learning_rate: Positive = 1.5e-3
-    bf16: bool = True
-
-
-class DiffusionRecipe(StageRecipe):
-    """Stage 2: the conditional denoiser."""
-
-    widths: tuple[int, ...] = (64, 128)
-    """Channels per resolution of the UNet."""
-    layers_per_block: Count = 1
-    """Residual blocks per resolution."""
-    attention: tuple[bool, ...] | None = None
-    """Whether there is attention at each resolution; there always is in the middle. Blank: at all."""
-    heads: Count | tuple[Count, ...] = 4
-    """Attention heads, the same at all resolutions or one number for each. Told nothing: heads at the first resolution,
-    all of one width."""
-    told: Literal["clusters", "labels", "nothing"] = "clusters"
-    """What the network is told about a public image: the cluster of its latent, the label of its public set, or
-    nothing."""
-    condition_dim: Count = 64
-    """Width of the condition token."""
-    pseudo_classes: Count = 64
-    """k-means clusters of public latents that serve as labels, for told: clusters."""
-    label_dropout: float = Field(0.15, ge=0, lt=1)
-    """Probability of training with the null label (for guidance)."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
-    """What the network predicts."""
-    batch_size: Count = 128
-    steps: Count = 6000
-    learning_rate: Positive = 1e-3
-
-
-class BackboneRecipe(Section):
-    """How a public backbone is made: everything that stages 1 and 2 need to run again."""
-
-    name: str
-    """Name of the backbone."""
-    image_size: Count
-    """Pixels a side during pre-training."""
-    channels: Literal[1, 3]
-    """1 grey, 3 colour."""
-    public: tuple[Path, ...]
-    """Directories made by `dpldm public`."""
-    output: Path
-    """Where the backbone is written."""
-    seed: int = 0
-    """Seed of the public randomness."""
-    jitter: bool = True
-    """Vary contrast, polarity, framing and side of public images: for a backbone that shall serve many sets."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks compute: auto is CUDA where there is one."""
-    space: Literal["latents", "pixels"] = "latents"
-    """Where the denoiser works. pixels: there is no autoencoder."""
-    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
-    diffusion: DiffusionRecipe = DiffusionRecipe()
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        levels, heads, nothing = len(self.diffusion.widths), self.diffusion.heads, self.diffusion.told == "nothing"
-        if self.diffusion.attention is not None and len(self.diffusion.attention) != levels:
-            raise ValueError("diffusion.attention needs a true or false for each of diffusion.widths")
-        if isinstance(heads, tuple) and (len(heads) != levels or nothing):
-            raise ValueError("diffusion.heads needs one number, or, where the network is told something, one a width")
-        if self.space == "pixels" and nothing:
-            raise ValueError("space: pixels needs a network that is told something: set diffusion.told")
-        return self
-
-
-# --- stage 3 and after: a run on private images -------------------------------------------------------------
+from dpldm.section import Count, Positive, Section, Share
 
 
 class DataConfig(Section):
@@ -448,8 +326,8 @@ class RunConfig(Section):
         asked = (privacy.histogram_noise, privacy.class_means_noise, privacy.public_classes_noise)
         if any(noise is not None for noise in asked) and not self.data.labels:
             raise ValueError(
-                "privacy.histogram_noise, class_means_noise and public_classes_noise need the classes that data.labels "
-                "declares"
+                "privacy.histogram_noise, privacy.class_means_noise and privacy.public_classes_noise need the classes that "
+                "data.labels declares"
             )
         return self
 

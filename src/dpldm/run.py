@@ -21,10 +21,10 @@ from platformdirs import user_data_path
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import bytes_of_network, latent_entries_of, public_classes_of
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
 from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, PublicClassHistogram, Question
 from dpldm.privacy.selection import Plan, make_selection, trial_of
-from dpldm.train.checkpoint import replace_file
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from dpldm.run import Run, plan_of
 from dpldm.sampling import load_synthetic, sample, with_public_classes
 from dpldm.train.asking import _total
 from dpldm.train.checkpoint import load_checkpoint
-from dpldm.train.finetune import finetune, prepared, told
+from dpldm.train.example_losses import told
+from dpldm.train.finetune import finetune, prepared
 from dpldm.tuned import public_class_shares
 from dpldm.verifying import verify
 

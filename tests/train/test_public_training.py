@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from dpldm.cli import main
 from dpldm.commands.backbone import draw
-from dpldm.config import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe, RunConfig
+from dpldm.config import RunConfig
 from dpldm.data.public.collection import PublicSet
 from dpldm.errors import UserError
 from dpldm.loading import load_config, validate
 from dpldm.models.autoencoder import Posterior, decode, encode
 from dpldm.models.backbone import load_backbone
+from dpldm.recipe import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
 from dpldm.releasing import release
 from dpldm.sampling import sample
 from dpldm.train.autoencoder import (

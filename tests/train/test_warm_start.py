@@ -13,9 +13,11 @@ from dpldm.config import RunConfig
 from dpldm.models.backbone import load_backbone
 from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition
 from dpldm.models.trainable import choose_trainable
+from dpldm.privacy.ledger import open_ledger
 from dpldm.privacy.queries import class_means
 from dpldm.privacy.questions import ClassMeans
-from dpldm.train import finetune as stage
+from dpldm.run import Run, plan_of
+from dpldm.train import tuner as tuning
 from dpldm.train.asking import answered
 from dpldm.train.finetune import finetune
 from dpldm.train.warm_start import warm_start
@@ -97,14 +99,14 @@ def test_a_run_starts_once_from_the_answer_that_it_paid_for(
         seen.append(given[3])
         warm_start(*given)
 
-    monkeypatch.setattr(stage, "warm_start", spy)
+    monkeypatch.setattr(tuning, "warm_start", spy)
     run = finetune(config)
     next(run)
     run.close()
     list(finetune(config))  # goes on
     assert len(seen) == 1
-    plan, where = stage.plan_of(config), stage.Run(config)
-    with stage.open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
+    plan, where = plan_of(config), Run(config)
+    with open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
         known = answered(ClassMeans, where, plan, ledger, load_backbone(config.backbone).digest)
     assert known is not None
     assert torch.equal(seen[0].flatten(1), class_means(*known)[0].float())

@@ -99,9 +99,9 @@ def _finished(place: Path, config: "RunConfig") -> Mapping[str, Any] | None:
 
 
 def _write_manifest(row: "Row", place: Path) -> Mapping[str, Any]:
+    from dpldm.privacy.durable import replace_file
     from dpldm.reproduction.manifest import collect, config_hash, data_fingerprint
     from dpldm.reproduction.stages import timings_of
-    from dpldm.train.checkpoint import replace_file
 
     made = timings_of(row)
     manifest = collect(place.parent, f"dpldm reproduce {row.name} --scale {row.scale}")

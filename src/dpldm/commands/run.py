@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dpldm.config import RunConfig
-from dpldm.console import add_manners, conclude, duration, follow, following, manners, out
+from dpldm.console import add_manners, conclude, follow, following, manners, out
 from dpldm.errors import UserError
 from dpldm.loading import load_config, settings
+from dpldm.progress import duration
 
 if TYPE_CHECKING:
     from dpldm.evaluation.utility import UtilityResult
@@ -211,7 +212,8 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.planning import plan
     from dpldm.report.wording import upper
     from dpldm.run import plan_of
-    from dpldm.train.finetune import FinetuneStep, finetune
+    from dpldm.train.finetune import finetune
+    from dpldm.train.shown import FinetuneStep
 
     expected = plan(config).seconds or 0.0  # measured on random numbers, so that the time left tells nothing private
 

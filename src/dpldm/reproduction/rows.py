@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import yaml
 
-from dpldm.config import BackboneRecipe, RunConfig
+from dpldm.config import RunConfig
 from dpldm.data.published import Published, published
 from dpldm.errors import UserError
 from dpldm.loading import overlaid, put, read_raw, recipes, validate
+from dpldm.recipe import BackboneRecipe
 
 ScaleName = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[ScaleName, ...] = ("smoke", "laptop", "paper")

@@ -11,11 +11,11 @@ import torch
 from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor, nn
 
-from dpldm.config import DiffusionRecipe
 from dpldm.models.autoencoder import Autoencoder, Posterior, encode
 from dpldm.models.denoiser import build_denoiser, build_scheduler, denoising_losses
 from dpldm.models.families import family_of
 from dpldm.models.families.unconditional import build_unconditional
+from dpldm.recipe import DiffusionRecipe
 from dpldm.train.public_data import jitter, step_generator
 from dpldm.train.public_training import CPU, PublicTraining
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import dpldm
-from dpldm.config import BackboneRecipe
 from dpldm.data.public.collection import PublicSet
 from dpldm.device import chosen_device
 from dpldm.models.autoencoder import Autoencoder, Pixels, Posterior
 from dpldm.models.backbone import OWN, OWN_OF_PIXELS, OWN_UNCONDITIONAL, Backbone
 from dpldm.models.denoiser import build_scheduler
+from dpldm.recipe import BackboneRecipe
 from dpldm.train.autoencoder import AutoencoderTraining, mean_absolute_error
 from dpldm.train.diffusion import DiffusionTraining, encode_public, pseudo_classes
 from dpldm.train.public_data import PublicImages, load_public_images
