@@ -370,7 +370,8 @@ def test_other_kinds_of_backbones_are_made_tuned_and_drawn_from(
     assert int(backbone.family.null(backbone.denoiser)) == classes
     draw(str(made.output), tmp_path / "drawn.png")
     labels = [] if kind == "nothing" else raw["data"]["labels"]
-    config = RunConfig.model_validate(raw | {"backbone": str(made.output), "data": raw["data"] | {"labels": labels}})
+    changes = {"backbone": str(made.output), "data": raw["data"] | {"labels": labels}}
+    config = RunConfig.model_validate(raw | changes | {"optimizer": {"mirror": kind == "pixels"}})
     assert [step.number for step in finetune(config)] == [1, 2]
     assert list(sample(config))[-1].done == 24
     checks = verify(release(config, "model"), made.output)
