@@ -89,13 +89,14 @@ def _reproduce(given: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _finished(place: Path, config: "RunConfig") -> Mapping[str, Any] | None:
-    """The manifest of an earlier call with the same settings."""
+    """The manifest of an earlier call with the same settings; a damaged one is made again."""
     from dpldm.reproduction.manifest import shown
 
-    if not place.is_file():
+    try:
+        manifest: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        return manifest if manifest["config"] == shown(config) else None
+    except (OSError, ValueError, LookupError):
         return None
-    manifest: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    return manifest if manifest["config"] == shown(config) else None
 
 
 def _write_manifest(row: "Row", place: Path) -> Mapping[str, Any]:
