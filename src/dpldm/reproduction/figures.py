@@ -75,8 +75,9 @@ class Published:
     costs: tuple[Cost, ...]
 
     def of(self, pair: str) -> list[Figure]:
-        """The figures of a pair; those of pixels stand beside the same ones."""
-        return [figure for figure in self.figures if figure.pair == pair.removesuffix("-pixels")]
+        """The figures of a pair, DP-LDM's first; a pair on pixels stands beside the same ones."""
+        found = [figure for figure in self.figures if figure.pair == pair.removesuffix("-pixels")]
+        return sorted(found, key=lambda figure: figure.method != "DP-LDM")
 
 
 @cache
