@@ -124,8 +124,18 @@ class PrivacyConfig(Section):
     """Standard deviation of the noise on how many images of each class resemble each public class of the backbone,
     asked once before tuning. The network is then told both classes of an image, and synthetic images are drawn for the
     pairs that the answer shows. Part of epsilon; 10 to 20 costs little. Blank: public classes are not used."""
+    class_parts: int = Field(1, ge=1)
+    """Parts of each class whose means class_means_noise asks for apart: an image belongs to one by which of the
+    backbone's own classes it resembles, merged to this number. 64 suits 60,000 records; 1 does for a few thousand."""
     class_means_clip: Positive | None = None
     """R: norm to which latents are cut for class_means_noise. Default: the root of the number of their entries."""
+    class_spreads_noise: float | None = None
+    """Noise multiplier of the covariance of the latents of each class around its noised mean, asked once after
+    class_means_noise: together they are a portrait of each class, to start tuning from. Part of epsilon. Blank: not
+    asked."""
+    class_spreads_clip: Positive | None = None
+    """R: norm to which distances from a class's mean are cut for class_spreads_noise. Default: three quarters of the
+    root of the number of a latent's entries."""
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""
@@ -152,6 +162,20 @@ class PrivacyConfig(Section):
     def _a_clip_norm_has_a_question(self) -> Self:
         if self.class_means_clip is not None and self.class_means_noise is None:
             raise ValueError("privacy.class_means_clip is for privacy.class_means_noise: set that, or leave it out")
+        if self.class_spreads_clip is not None and self.class_spreads_noise is None:
+            raise ValueError("privacy.class_spreads_clip is for privacy.class_spreads_noise: set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_have_means(self) -> Self:
+        if self.class_parts > 1 and self.class_means_noise is None:
+            raise ValueError("privacy.class_parts is for privacy.class_means_noise: set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _spreads_have_centres(self) -> Self:
+        if self.class_spreads_noise is not None and self.class_means_noise is None:
+            raise ValueError("privacy.class_spreads_noise is about noised means: set privacy.class_means_noise too")
         return self
 
     @model_validator(mode="after")
@@ -177,8 +201,8 @@ class OptimizerConfig(Section):
     noise_correction: bool = False
     """Leave the known variance of the noise out of Adam's second moment (DP-AdamBC)."""
     warm_start_steps: int = Field(0, ge=0)
-    """Steps of training the embedder on the noised class means before the first update; needs
-    privacy.class_means_noise."""
+    """Steps of training before the first update, on noised answers alone: the embedder on the class means
+    (privacy.class_means_noise), or all that is tuned on portraits of the classes (privacy.class_spreads_noise too)."""
     average: Literal["ema", "uniform"] = "ema"
     """What is sampled and released: a moving average of the weights, or the mean of all updates' weights."""
     ema_decay: float = Field(0.95, ge=0, lt=1)

@@ -126,6 +126,9 @@ def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
             "class_means_noise": None,
             "public_classes_noise": None,
             "class_means_clip": None,
+            "class_parts": 1,
+            "class_spreads_noise": None,
+            "class_spreads_clip": None,
         }
     )
     selection = config.selection.model_copy(update={"learning_rates": ()})

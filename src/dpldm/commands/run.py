@@ -217,12 +217,12 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
 
     expected = plan(config).seconds or 0.0  # measured on random numbers, so that the time left tells nothing private
 
-    def describe(step: FinetuneStep) -> tuple[int, int, str]:
-        left = duration(expected * (1 - step.number / step.steps))
-        spent = f"epsilon {upper(step.epsilon_spent)} (delta {config.privacy.delta:g})"
-        return step.number, step.steps, spent + (f", about {left} left" if step.number < step.steps else "")
-
-    last = follow(finetune(config), "finetune", describe, timed=False)
+    last: FinetuneStep | None = None
+    with following("finetune", timed=False) as show:
+        for last in finetune(config, lambda stage, done, total: show(done, total, stage)):
+            left = duration(expected * (1 - last.number / last.steps))
+            spent = f"epsilon {upper(last.epsilon_spent)} (delta {config.privacy.delta:g})"
+            show(last.number, last.steps, spent + (f", about {left} left" if last.number < last.steps else ""))
     if last is None:
         out.print("finetune: finished before, nothing to do")
     elif last.number == last.steps:

@@ -1,7 +1,6 @@
 """Stage 3: the backbone tuned on private images, from the checks before anything is read to the last update."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -11,21 +10,24 @@ from dpldm.data.latents import PrivateLatents, private_latents
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, load_backbone
-from dpldm.models.public_classes import nearest
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.ledger import LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.checks import check_fit, require_examples_apart
 from dpldm.train.resuming import register, resume
 from dpldm.train.shown import FinetuneStep
-from dpldm.train.starting import ask_and_start, guesses_of_public_classes
+from dpldm.train.starting import ask_and_start, compared, guesses_of_public_classes
 from dpldm.train.tuner import Tuner
 
 
-def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
+def finetune(config: RunConfig, on_progress: OnProgress = unseen) -> Iterator[FinetuneStep]:
     """Tune the backbone on private images under the run's plan. The same call resumes an interrupted run.
+
+    Args:
+        on_progress: follows what comes before the first update (see `OptimizerConfig.warm_start_steps`).
 
     Raises:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
@@ -40,7 +42,7 @@ def finetune(config: RunConfig) -> Iterator[FinetuneStep]:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
             resume(tuner, run, plan, ledger)
             register(plan, ledger, config)
-            ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy())
+            ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy(), on_progress)
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
     except LedgerError as error:
         raise UserError(str(error)) from None
@@ -55,9 +57,9 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
     run = Run(config)
     check_fit(config, backbone)
     run.create()
+    guesses = guesses_of_public_classes(backbone, config)
     tuner = Tuner(backbone, config, plan)
     require_examples_apart(backbone, tuner.trainable, config)
-    guesses = guesses_of_public_classes(backbone, config)
     tuner.settle(backbone, config, plan)
     latents = private_latents(
         *(config.data, backbone.autoencoder, config.backbone, run.latents),
@@ -65,8 +67,7 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
         images_per_group=plan.images_per_unit if plan.unit == "group" else None,
         keep=run.started,
     )
-    if guesses is not None:
-        latents = replace(latents, publics=len(config.data.labels) + nearest(latents.posterior.mean, guesses))
+    latents = compared(latents, guesses, config)
     if plan.most_records is not None and latents.units > plan.most_records:
         raise UserError("There are more records than privacy.most_records declares: raise it.")
     return tuner, latents

@@ -14,11 +14,13 @@ from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
 from dpldm.privacy.ledger import Head
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, bytes_of_latents
 from dpldm.train.checkpoint import optimizer_tensors, restore_optimizer, save_checkpoint
 from dpldm.train.made_up import made_up_losses
 from dpldm.train.memory import bytes_of, free_memory, pass_cost, rows_that_fit
 from dpldm.train.optimizer import CorrectedAdam, averaged
+from dpldm.train.portraits import Portraits
 from dpldm.train.schedule import rate
 from dpldm.train.warm_start import warm_start
 
@@ -128,6 +130,7 @@ class Tuner(Learner):
             beside = 2 * bytes_of(self._parameters) + latents
             self.rows_at_once = rows_that_fit(cost, beside, free_memory(device), plan.expected_batch_size)
 
-    def start_from(self, means: Tensor, scheduler: DDPMScheduler) -> None:
-        """Tell classes apart by their noised mean latents, (K, c, h, w), before the first update."""
-        warm_start(self.network, self.trainable, scheduler, means, self.settings.warm_start_steps)
+    def start_from(self, portraits: Portraits, scheduler: DDPMScheduler, on_progress: OnProgress = unseen) -> None:
+        """Learn what noised answers say of the classes, before the first update."""
+        warm_start(self.network, self.trainable, scheduler, portraits, self.settings, on_progress)
+        self.average = averaged(self.settings.average, self._parameters, self.settings.ema_decay)
