@@ -10,6 +10,7 @@ import json
 import pickle
 import struct
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 def level(number: int) -> int:
     """Value of the first pixel of image `number`."""
-    return 3 + 7 * number
+    return (3 + 7 * number) % 256
 
 
 def number_in(image: Image.Image) -> int:
@@ -160,8 +161,8 @@ def grey(numbers: range, side: int = 28) -> np.ndarray:
     return np.stack([picture(number, side, 1)[..., 0] for number in numbers])
 
 
-def mnist(folder: Path) -> Path:
-    for prefix, numbers in (("train", range(12)), ("t10k", range(12, 16))):
+def mnist(folder: Path, end: int = 16) -> Path:
+    for prefix, numbers in (("train", range(12)), ("t10k", range(12, end))):
         put(folder / f"{prefix}-images-idx3-ubyte.gz", idx(grey(numbers)))
         put(folder / f"{prefix}-labels-idx1-ubyte.gz", idx(np.array([n % 10 for n in numbers], dtype=np.uint8)))
     return folder
@@ -193,9 +194,9 @@ def attribute_lines(files: dict[str, int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def celeba(folder: Path) -> Path:
-    """Images 1 to 12 for training, 13 for validation, 14 to 16 for testing; the lists are not in the same order."""
-    files = {f"{number:06d}.jpg": number for number in range(1, 17)}
+def celeba(folder: Path, end: int = 17) -> Path:
+    """Images 1 to 12 for training, 13 for validation, the others for testing; the lists are not in the same order."""
+    files = {f"{number:06d}.jpg": number for number in range(1, end)}
     for file, number in files.items():
         put(folder / "img_align_celeba" / file, jpeg(number))
     part = {file: 0 if number <= 12 else 1 if number == 13 else 2 for file, number in files.items()}
@@ -205,24 +206,25 @@ def celeba(folder: Path) -> Path:
     return folder
 
 
-def celebahq(folder: Path) -> Path:
+def celebahq(folder: Path, end: int = 14) -> Path:
     """CelebA-HQ at 256 with MM-CelebA-HQ's captions: numbers without leading zeros, ten captions an image."""
-    for number in range(14):
+    for number in range(end):
         put(folder / "CelebA-HQ-img" / f"{number}.jpg", jpeg(number))
         captions = [f"She is person {number}.", *(f"Sentence {other} about {number}." for other in range(9))]
         put(folder / "celeba-caption" / f"{number}.txt", "\n".join(captions) + "\n")
-    put(folder / "CelebAMask-HQ-attribute-anno.txt", attribute_lines({f"{number}.jpg": number for number in range(14)}))
+    lines = attribute_lines({f"{number}.jpg": number for number in range(end)})
+    put(folder / "CelebAMask-HQ-attribute-anno.txt", lines)
     put(folder / "train_filenames.pickle", pickle.dumps([str(number) for number in range(12)]))
-    put(folder / "test_filenames.pickle", pickle.dumps([str(number) for number in range(12, 14)]))
+    put(folder / "test_filenames.pickle", pickle.dumps([str(number) for number in range(12, end)]))
     return folder
 
 
-def camelyon17(folder: Path) -> Path:
+def camelyon17(folder: Path, end: int = 18) -> Path:
     """Centre 1 is WILDS' validation, 2 its test hospital; of the others, split 1 is validation within training."""
     root = folder / "camelyon17_v1.0"
     lines = [",patient,node,x_coord,y_coord,tumor,slide,center,split"]
-    for number in range(18):
-        center = {15: 1, 16: 2, 17: 2}.get(number, 0 if number % 2 else 3)
+    for number in range(end):
+        center = 2 if number >= 16 else 1 if number == 15 else 0 if number % 2 else 3
         split = 1 if number == 14 else 0
         patient, node, x, y = f"{number // 2:03d}", number % 5, 32 * number, 64
         lines.append(f"{number},{patient},{node},{x},{y},{number % 2},{number // 3},{center},{split}")
@@ -382,3 +384,24 @@ def dicom(folder: Path) -> Path:
         put(folder / (f"IM{number:04d}" if number % 3 == 0 else f"{number:04d}.dcm"), data)
     put(folder / "DICOMDIR", b"\0" * 128 + b"DICM")
     return folder
+
+
+# --- what rows of `dpldm reproduce` read ------------------------------------------------------------------------------
+
+ROWS: dict[str, Callable[[Path], Path]] = {
+    "mnist": lambda folder: mnist(folder, 24),
+    "emnist-letters": emnist_letters,
+    "cifar10": lambda folder: cifar10(folder, 12),
+    "imagenet32": imagenet_batches,
+    "imagenet64": lambda folder: imagenet_batches(folder, 64),
+    "celeba": lambda folder: celeba(folder, 26),
+    "camelyon17": lambda folder: camelyon17(folder, 28),
+    "celebahq": lambda folder: celebahq(folder, 24),
+    "fashion-mnist": lambda folder: mnist(folder, 24),  # the same format
+}
+"""Name of the folder -> maker, with the ten test images that an evaluation needs."""
+
+
+def write_all(folder: Path) -> None:
+    for name, make in ROWS.items():
+        make(folder / name)

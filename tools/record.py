@@ -1,65 +1,41 @@
 """Turn a finished run on a public benchmark into a manifest in results/, and log the look at the benchmark.
 
     python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."]
+    python tools/record.py reproductions/SCALE/runs/ROW [--why "..."]
 
-A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. Everything in
-results/ comes from here: config, plan, evaluation, wall time per stage, versions, hardware, commit.
+A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. A reproduced row
+has its manifest already. Everything in results/ comes from here: config, plan, evaluation, wall time per stage,
+versions, hardware, commit; the page is made anew.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dpldm.config import RunConfig
-from dpldm.run import paid_plan
+from dpldm.reproduction.manifest import collect
+from dpldm.reproduction.page import results_page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--command", required=True, help="the command that made the run")
+    parser.add_argument("--command", default="", help="the command that made the run")
     parser.add_argument("--why", default="", help="what the look was for")
     given = parser.parse_args()
-    manifest = collect(given.run, given.command)
-    proxy = manifest["plan"]["dataset_id"].startswith("rehearsal-")
-    target = Path("results/proxies" if proxy else "results") / f"{given.run.name}.json"
+    made = given.run / "manifest.json"
+    if not made.is_file() and not given.command:
+        parser.error("say with --command what made the run")
+    manifest = json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command)
+    proxy, scale = manifest["plan"]["dataset_id"].startswith("rehearsal-"), manifest.get("scale", "paper")
+    name = given.run.name if scale == "paper" else f"{given.run.name}-{scale}"
+    target = Path("results/proxies" if proxy else "results") / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if manifest["config"]["privacy"]["public_benchmark"] and not proxy:
-        log_look(given.run.name, manifest, given.why)
+        log_look(name, manifest, given.why)
+    (Path("results") / "README.md").write_text(results_page(Path("results")), encoding="utf-8")
     print(f"wrote {target}")
-
-
-def collect(run: Path, command: str) -> dict[str, Any]:
-    """Everything worth keeping about a run, without paths of the machine."""
-    config = RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text()))
-    plan = paid_plan(config)
-    shown = config.model_dump(mode="json")
-    for key in ("path", "test_path"):
-        shown["data"][key] = Path(shown["data"][key]).name if shown["data"][key] else None
-    shown["backbone"] = Path(config.backbone).name
-    shown["runtime"].pop("output")
-    shown["privacy"].pop("ledger")
-    timings = [json.loads(line) for line in (run / "private" / "timings.jsonl").read_text().splitlines()]
-    return {
-        "command": command,
-        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
-        "date": datetime.date.today().isoformat(),
-        "config": shown,
-        "plan": plan.constants() | {"epsilon_stated": plan.stated_epsilon()},
-        "evaluation": json.loads((run / "private" / "evaluation.json").read_text()),
-        "seconds": timings,
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("dpldm", "torch", "diffusers", "dp-accounting")},
-    }
 
 
 def log_look(name: str, manifest: dict[str, Any], why: str) -> None:
@@ -75,14 +51,6 @@ def log_look(name: str, manifest: dict[str, Any], why: str) -> None:
     }
     with Path("results/benchmark-looks.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def cpu_name() -> str:
-    """Model name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ COMMANDS: dict[str, Command] = {
         "dpldm.commands.audit", "attack our own mechanism on made-up data; says what it could have shown at most"
     ),
     "ledger": Command("dpldm.commands.ledger", "show or verify the record of what was spent on a data set"),
+    "reproduce": Command(
+        "dpldm.commands.reproduce", "run a row of the paper's tables, beside what others have published; resumes"
+    ),
     "pretrain": Command("dpldm.commands.pretrain", "make a public backbone from public sets; resumes"),
     "backbone": Command(
         "dpldm.commands.backbone", "list the bundled backbones, show one, draw from it, or convert a CompVis checkpoint"

@@ -212,6 +212,9 @@ class OptimizerConfig(Section):
     timesteps: tuple[tuple[Share, Share, Positive], ...] = ((0.0, 1.0, 1.0),)
     """Parts of the noise schedule and how often each is trained on: [[from, to, share], ...], where 0 is the clean end
     and 1 pure noise."""
+    mirror: bool = False
+    """Show about half of the draws of an image left to right, for backbones of pixels. Draws are averaged before
+    clipping, so it costs no privacy; not for digits and letters."""
     min_snr: Positive | None = None
     """gamma of min-SNR weighting (Hang et al. 2023), 5 in the paper. Clipping undoes a weight of a whole example, so it
     matters for draws_per_example above 1. Blank: all timesteps weigh the same."""
@@ -350,8 +353,8 @@ class RunConfig(Section):
         asked = (privacy.histogram_noise, privacy.class_means_noise, privacy.public_classes_noise)
         if any(noise is not None for noise in asked) and not self.data.labels:
             raise ValueError(
-                "privacy.histogram_noise, class_means_noise and public_classes_noise need the classes that data.labels "
-                "declares"
+                "privacy.histogram_noise, privacy.class_means_noise and privacy.public_classes_noise need the classes "
+                "that data.labels declares"
             )
         return self
 

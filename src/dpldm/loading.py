@@ -1,11 +1,16 @@
 """From YAML and flags to one validated config: raw values are merged first, then validated once.
 
-Later wins: defaults < file < `--section.key value`. Texts of errors name the setting and never repeat the value.
+Later wins: defaults < what a file extends < the file < `--section.key value`. Texts of errors name the setting and
+never repeat the value.
+
+In the place of a file there may be the name of a recipe that ships with the package, such as mnist/eps1; or that with
+another choice of `trainable`: cifar10/eps10+lora-8.
 """
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +30,9 @@ def load_config(model: type[Model], path: Path | None, overrides: Sequence[tuple
     Raises:
         UserError: the file cannot be read, a key is unknown, or a value is out of range.
     """
-    raw = _read(path) if path is not None else {}
+    raw = read_raw(path) if path is not None else {}
     for key, text in overrides:
-        _put(raw, key, text)
+        put(raw, key, text)
     return validate(model, raw)
 
 
@@ -52,6 +57,48 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
         else:
             default = "required" if field.is_required() else field.default
             yield f"{prefix}{name}", " ".join((field.description or "").split()), default
+
+
+def recipes() -> Path:
+    """The folder of the recipes that ship with the package."""
+    return Path(str(resources.files("dpldm") / "recipes"))
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """The raw values of a file, or of a bundled recipe by its name, on top of those that it extends.
+
+    Raises:
+        UserError: a file cannot be read, or extends itself.
+    """
+    name, _, trainable = path.as_posix().partition("+")
+    bundled = recipes() / f"{name}.yaml"
+    if not bundled.is_file():
+        return _extended(path, ())
+    named = {"name": re.sub(r"[^A-Za-z0-9._-]", "-", path.as_posix())}
+    return named | _extended(bundled, ()) | ({"trainable": trainable} if trainable else {})
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` on top of `below`, section by section."""
+    both = {key: overlaid(below[key], value) for key, value in above.items() if _are_sections(below.get(key), value)}
+    return {**below, **above, **both}
+
+
+def _are_sections(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file on top of the one that its `extends` names, a path from where the file lies."""
+    raw = _read(path)
+    if path.resolve() in above:
+        raise UserError(f"The config {path} extends itself: take that `extends` out.")
+    below = raw.pop("extends", None)
+    if below is None:
+        return raw
+    if not isinstance(below, str):
+        raise UserError(f"The config {path}: `extends` takes the path of one file.")
+    return overlaid(_extended(path.parent / below, (*above, path.resolve())), raw)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -115,7 +162,12 @@ _PlainLoader.add_implicit_resolver(
 )
 
 
-def _put(raw: dict[str, Any], key: str, text: str) -> None:
+def put(raw: dict[str, Any], key: str, text: str) -> None:
+    """Set a dotted key to what a YAML text means.
+
+    Raises:
+        UserError: a part of the key is no section.
+    """
     try:
         value = _parse(text)
     except yaml.YAMLError:

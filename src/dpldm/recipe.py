@@ -1,9 +1,9 @@
 """Settings of stages 1 and 2: how a backbone is made from public images."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpldm.section import Count, Positive, Section
 
@@ -51,12 +51,18 @@ class DiffusionRecipe(StageRecipe):
     """Channels per resolution of the UNet."""
     layers_per_block: Count = 1
     """Residual blocks per resolution."""
-    heads: Count = 4
-    """Attention heads."""
+    attention: tuple[bool, ...] | None = None
+    """Whether there is attention at each resolution; there always is in the middle. Blank: at all."""
+    heads: Count | tuple[Count, ...] = 4
+    """Attention heads, the same at all resolutions or one number for each. Told nothing: heads at the first resolution,
+    all of one width."""
+    told: Literal["clusters", "labels", "nothing"] = "clusters"
+    """What the network is told about a public image: the cluster of its latent, the label of its public set, or
+    nothing."""
     condition_dim: Count = 64
     """Width of the condition token."""
     pseudo_classes: Count = 64
-    """k-means clusters of public latents that serve as labels."""
+    """k-means clusters of public latents that serve as labels, for told: clusters."""
     label_dropout: float = Field(0.15, ge=0, lt=1)
     """Probability of training with the null label (for guidance)."""
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
@@ -81,5 +87,22 @@ class BackboneRecipe(Section):
     """Where the backbone is written."""
     seed: int = 0
     """Seed of the public randomness."""
+    jitter: bool = True
+    """Vary contrast, polarity, framing and side of public images: for a backbone that shall serve many sets."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks compute: auto is CUDA where there is one."""
+    space: Literal["latents", "pixels"] = "latents"
+    """Where the denoiser works. pixels: there is no autoencoder."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     diffusion: DiffusionRecipe = DiffusionRecipe()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        levels, heads, nothing = len(self.diffusion.widths), self.diffusion.heads, self.diffusion.told == "nothing"
+        if self.diffusion.attention is not None and len(self.diffusion.attention) != levels:
+            raise ValueError("diffusion.attention needs a true or false for each of diffusion.widths")
+        if isinstance(heads, tuple) and (len(heads) != levels or nothing):
+            raise ValueError("diffusion.heads needs one number, or, where the network is told something, one a width")
+        if self.space == "pixels" and nothing:
+            raise ValueError("space: pixels needs a network that is told something: set diffusion.told")
+        return self

@@ -160,7 +160,7 @@ def taped(monkeypatch: pytest.MonkeyPatch, bench: Bench, latents: PrivateLatents
     with monkeypatch.context() as patch:
         patch.setattr("dpldm.privacy.mechanism.add_gaussian", tape)
         patch.setattr(lines, "example_losses", losses_by_record)
-        patch.setattr(lines, "fresh_draws", lambda *given: fresh_draws(*given[:-1], SystemEntropy()))
+        patch.setattr(lines, "fresh_draws", lambda *given, **more: fresh_draws(*given[:-1], SystemEntropy(), **more))
         list(bench.steps(latents, SeededEntropy(7)))
     return tape
 
@@ -505,6 +505,35 @@ def test_draws_have_the_distributions_they_are_named_for() -> None:
     assert float(draws.null.double().mean()) == pytest.approx(0.25, abs=5 * np.sqrt(0.25 * 0.75 / 20_000))
     pairs = torch.stack([draws.latent.flatten(), draws.noise.flatten()]).double()
     assert abs(float(torch.corrcoef(pairs)[0, 1])) < 5 / np.sqrt(pairs.shape[1])
+    assert not draws.mirrored.any(), "only if it is asked for"
+
+
+def test_half_of_the_draws_show_the_image_mirrored(bench: BenchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw by draw, by entropy of its own; what a network sees is the image or its mirror image, and nothing else."""
+    seen: list[Tensor] = []
+
+    def telling(*given: Tensor, **settings: Any) -> Tensor:
+        seen.append(given[2])
+        return given[2].flatten(1).mean(1)
+
+    monkeypatch.setattr(losses_of_records, "denoising_losses", telling)
+    made, latents, source = bench(), made_up(60), CountedEntropy()
+    latents.posterior.log_variance.fill_(-torch.inf)  # as of pixels
+    draws = fresh_draws(60, 8, SHAPE, Timesteps(1000), 0.0, source, mirror=True)
+    assert source.taken == 8 * (2 * 480 * SHAPE.numel() + 480 + 480 + 60)
+    assert abs(float(draws.mirrored.double().mean()) - 0.5) < 5 * 0.5 / np.sqrt(480)
+    assert len({tuple(each.tolist()) for each in draws.mirrored.view(60, 8)}) > 30, "not one coin for all of an image"
+    example_losses(made.tuner.network, made.loaded.scheduler, latents, torch.arange(60), draws)
+    plain = latents.posterior.mean.repeat_interleave(8, 0)
+    assert torch.equal(seen[0][~draws.mirrored], plain[~draws.mirrored])
+    assert torch.equal(seen[0][draws.mirrored], plain.flip(-1)[draws.mirrored])
+
+
+def test_only_pixels_may_be_mirrored(config: RunConfig) -> None:
+    mirrored = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"mirror": True})})
+    with pytest.raises(UserError, match=r"^optimizer\.mirror is for backbones of pixels"):
+        next(finetune(mirrored))
+    assert not Run(mirrored).directory.exists()
 
 
 # --- what moves ---------------------------------------------------------------------------------------------------

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpldm.cli import main
+from dpldm.commands.backbone import draw
+from dpldm.config import RunConfig
 from dpldm.data.public.collection import PublicSet
 from dpldm.errors import UserError
-from dpldm.loading import load_config
+from dpldm.loading import load_config, validate
 from dpldm.models.autoencoder import Posterior, decode, encode
 from dpldm.models.backbone import load_backbone
 from dpldm.recipe import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
+from dpldm.releasing import release
+from dpldm.sampling import sample
 from dpldm.train.autoencoder import (
     AutoencoderTraining,
     autoencoder_loss,
@@ -26,10 +30,13 @@ from dpldm.train.autoencoder import (
     reconstruction_loss,
 )
 from dpldm.train.diffusion import DiffusionTraining, pseudo_classes
-from dpldm.train.pretrain import pretrain
+from dpldm.train.finetune import finetune
+from dpldm.train.pretrain import pretrain, told_labels
 from dpldm.train.public_data import batch_of, jitter, load_public_images, step_generator
 from dpldm.train.public_training import PublicTraining
 from dpldm.train.schedule import DECAYS, rate
+from dpldm.verdict import Verdict, verdict
+from dpldm.verifying import verify
 
 
 def public_images(count: int = 80, size: int = 16) -> np.ndarray:
@@ -223,7 +230,8 @@ def saved(directory: Path, images: np.ndarray) -> Path:
 def test_public_sets_are_joined_and_must_fit(tmp_path: Path) -> None:
     one, two = saved(tmp_path / "one", public_images(5)), saved(tmp_path / "two", public_images(7))
     joined = load_public_images([one, two], 16, 1)
-    assert np.array_equal(joined, np.concatenate([public_images(5), public_images(7)]))
+    assert np.array_equal(joined.pixels, np.concatenate([public_images(5), public_images(7)]))
+    assert (joined.labels.tolist(), joined.classes) == ([0] * 5 + [1] * 7, 2), "labels of later sets are others"
     for size, channels in ((32, 1), (16, 3)):
         with pytest.raises(UserError, match=r"make it again with that --image-size and --channels"):
             load_public_images([one], size, channels)
@@ -320,6 +328,75 @@ def test_two_stages_make_a_backbone_that_loads(recipe: BackboneRecipe) -> None:
     assert 0 < card["reconstruction_l1"] < 2
     text = "".join(path.read_text() for path in recipe.output.rglob("*.json"))
     assert str(recipe.output.parent.parent) not in text, "no place of this machine"
+
+
+def labelled(directory: Path, images: np.ndarray) -> Path:
+    """Three classes in turn."""
+    n = len(images)
+    names = np.full(n, "n")
+    return PublicSet(images, np.arange(n) % 3, ("a", "b", "c"), names, names, {"made": "by a test"}).save(directory)
+
+
+KINDS = {
+    "labels": ({"told": "labels"}, "latents", "ClassConditionalLDMPipeline", 3),
+    "pixels": (
+        {"told": "labels", "attention": (True, False), "widths": (16, 16)},
+        "pixels",
+        "ClassConditionalPixelPipeline",
+        3,
+    ),
+    "nothing": ({"told": "nothing"}, "latents", "LDMPipeline", 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_backbones_are_made_tuned_and_drawn_from(
+    kind: str, recipe: BackboneRecipe, tmp_path: Path, raw: dict[str, Any]
+) -> None:
+    """Told the labels of the public set, or nothing; over latents, or over pixels without an autoencoder."""
+    more, space, pipeline, classes = KINDS[kind]
+    changes = {
+        "public": (labelled(tmp_path / "public-labelled", public_images(30)),),
+        "space": space,
+        "diffusion": diffusion_recipe(**more),
+        "jitter": False,
+    }
+    made = BackboneRecipe.model_validate(recipe.model_copy(update=changes).model_dump())
+    assert {step.stage for step in pretrain(made)} == (
+        {"diffusion"} if kind == "pixels" else {"autoencoder", "diffusion"}
+    )
+    backbone = load_backbone(str(made.output))
+    assert backbone.index["_class_name"] == pipeline
+    assert int(backbone.family.null(backbone.denoiser)) == classes
+    draw(str(made.output), tmp_path / "drawn.png")
+    labels = [] if kind == "nothing" else raw["data"]["labels"]
+    changes = {"backbone": str(made.output), "data": raw["data"] | {"labels": labels}}
+    config = RunConfig.model_validate(raw | changes | {"optimizer": {"mirror": kind == "pixels"}})
+    assert [step.number for step in finetune(config)] == [1, 2]
+    assert list(sample(config))[-1].done == 24
+    checks = verify(release(config, "model"), made.output)
+    assert verdict(checks) is Verdict.VERIFIED, [check for check in checks if not check.passed]
+
+
+def test_told_labels_means_the_labels_of_the_set(recipe: BackboneRecipe, tmp_path: Path) -> None:
+    """And what is told is what the loss is computed with: without dropout every label reaches the network."""
+    place = labelled(tmp_path / "public-labelled", public_images(30))
+    public = load_public_images([place], 16, 1)
+    told = recipe.model_copy(update={"diffusion": diffusion_recipe(told="labels")})
+    labels, classes = told_labels(told, public, Posterior(torch.zeros(30, 1, 1, 1), torch.zeros(30, 1, 1, 1)))
+    assert (labels.tolist(), classes) == ([0, 1, 2] * 10, 3)
+
+
+def test_sizes_that_do_not_fit_are_refused(recipe: BackboneRecipe) -> None:
+    for diffusion, space in (
+        ({"heads": (1, 2)}, "latents"),
+        ({"attention": (True, False)}, "latents"),
+        ({"told": "nothing", "heads": (2,)}, "latents"),
+        ({"told": "nothing"}, "pixels"),
+    ):
+        raw = recipe.model_dump() | {"diffusion": diffusion_recipe().model_dump() | diffusion, "space": space}
+        with pytest.raises(UserError, match=r"diffusion\.(heads|told|attention)"):
+            validate(BackboneRecipe, raw)
 
 
 def test_an_interrupted_pretraining_gives_the_same_backbone(recipe: BackboneRecipe, tmp_path: Path) -> None:

@@ -65,17 +65,17 @@ def _convert(given: argparse.Namespace) -> int:
 
 
 def draw(name: str, path: Path) -> None:
-    """A grid of what a backbone has learnt: images of its first pseudo-classes."""
+    """A grid of what a backbone has learnt: images of its first classes, if it is told any."""
     import torch
 
     from dpldm.config import SamplingConfig
     from dpldm.models.backbone import load_backbone
-    from dpldm.models.denoiser import class_count
     from dpldm.sampling import Sampler
     from dpldm.sheet import save_contact_sheet
 
     backbone = load_backbone(name)
-    labels = torch.arange(min(16, class_count(backbone.denoiser))).repeat_interleave(20)
+    kinds = min(16, int(backbone.family.null(backbone.denoiser)))  # the null label comes after all classes
+    labels = torch.arange(kinds).repeat_interleave(20) if kinds else torch.full((100,), -1)
     size = int(backbone.provenance["recipe"]["image_size"])
     images = Sampler(backbone, backbone.denoiser, SamplingConfig(), size)(labels, torch.Generator().manual_seed(0))
     save_contact_sheet(path, images, labels.numpy())

@@ -12,6 +12,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from dpldm.config import RunConfig
 from dpldm.console import add_manners, conclude, follow, following, manners, out
 from dpldm.errors import UserError
@@ -28,13 +30,18 @@ Facts = Mapping[str, Any] | None
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Read the config and run one stage, or all of them."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML; start one with `dpldm inspect`"
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="YAML; start one with `dpldm inspect`, or name a recipe",
     )
     if name in ("run", "release"):
         parser.add_argument(
             "--what", choices=("data", "model", "both"), default="data", help="what the release holds (data)"
         )
     if name == "plan":
+        parser.add_argument("--resolved", action="store_true", help="show every setting as it is used, and stop there")
         parser.add_argument("--choices", action="store_true", help="also show what each choice of trainable would tune")
     if name == "sample":
         parser.add_argument(
@@ -50,10 +57,13 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     if name == "rehearse":
         parser.add_argument("--stand-in", type=Path, metavar="DIR", help="a labelled public set (held-out letters)")
     add_manners(parser)
-    parser.set_defaults(command=name, choices=False, gen_npz=None, synthetic=None)
+    parser.set_defaults(command=name, choices=False, resolved=False, gen_npz=None, synthetic=None)
     parser.epilog = _all_settings()
     given, rest = parser.parse_known_args(words)
     config = load_config(RunConfig, given.config, overrides(rest))
+    if given.resolved:
+        out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
+        return 0
     use_threads(config)
     with manners(given):
         return _run(config, given)
@@ -66,13 +76,20 @@ def _run(config: RunConfig, given: argparse.Namespace) -> int:
 
         config = rehearsal(config, given.stand_in)
         out.print(f"Rehearsal on public images: run {config.name!r}.")
+    facts |= run_stages(config, given)
+    _conclude(config, given, facts)
+    return 0
+
+
+def run_stages(config: RunConfig, given: argparse.Namespace) -> dict[str, Any]:
+    """The stages of a command, one after the other; what they found."""
+    facts: dict[str, Any] = {}
     for stage in _STAGES[given.command]:
         start = time.monotonic()
         with crashes_kept_inside(config):
             facts |= stage(config, given) or {}
         note_duration(config, stage.__name__.strip("_"), time.monotonic() - start)
-    _conclude(config, given, facts)
-    return 0
+    return facts
 
 
 def _conclude(config: RunConfig, given: argparse.Namespace, facts: dict[str, Any]) -> None:
@@ -129,13 +146,16 @@ def crashes_kept_inside(config: RunConfig) -> Iterator[None]:
 
 
 def note_duration(config: RunConfig, stage: str, seconds: float) -> None:
-    """Append to private/timings.jsonl (durations follow batch sizes: INTERNAL); `plan` leaves no trace on disk."""
+    """Append to private/timings.jsonl (durations follow batch sizes: INTERNAL), with the peak of memory so far; `plan`
+    leaves no trace on disk."""
     from dpldm.run import Run
+    from dpldm.train.memory import peak_so_far
 
     directory = Run(config).private
     if directory.is_dir():
         with (directory / "timings.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
+            line = {"stage": stage, "seconds": round(seconds, 1), "peak_bytes": peak_so_far()}
+            file.write(json.dumps(line) + "\n")
 
 
 def overrides(words: list[str]) -> list[tuple[str, str]]:
@@ -313,4 +333,5 @@ _STAGES: dict[str, tuple[Stage, ...]] = {
     "release": (_release,),
     "run": (_plan, _check_evaluation, _finetune, _sample, _evaluate_if_possible, _release),
     "rehearse": (_plan, _check_evaluation, _finetune, _sample, _evaluate),
+    "reproduce": (_plan, _check_evaluation, _finetune, _sample, _evaluate),
 }

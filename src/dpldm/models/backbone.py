@@ -45,7 +45,22 @@ OWN = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
-"""model_index.json of our own backbones."""
+"""model_index.json of our own backbones that are told classes."""
+OWN_OF_PIXELS = {
+    "_class_name": "ClassConditionalPixelPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "pixel_unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+}
+"""The same without an autoencoder."""
+OWN_UNCONDITIONAL = {
+    "_class_name": "LDMPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "vqvae": ["diffusers", "AutoencoderKL"],
+    "unet": ["diffusers", "UNet2DModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+}
+"""The same told nothing."""
 ADAPTERS = "pytorch_lora_weights.safetensors"
 """All weights of a release of adapters."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -93,7 +108,8 @@ class Backbone:
         family.save(self.denoiser, directory, layout, self.source)
         index = family.index(self.index, labels)
         if self.source is None:
-            save_half(self.autoencoder, directory / "vae")
+            if layout.autoencoder is not None:
+                save_half(self.autoencoder, directory / layout.autoencoder)
             self.scheduler.save_pretrained(directory / "scheduler")
             index["_diffusers_version"] = diffusers.__version__
         else:

@@ -78,6 +78,7 @@ KINDS = (
     Kind(("DDPMPipeline", "DDIMPipeline"), UNCONDITIONAL, autoencoder=None),
     Kind(("StableDiffusionPipeline",), CAPTIONS, text_encoder="text_encoder", takes_adapters=True),
     Kind(("LDMTextToImagePipeline",), CAPTIONS, autoencoder="vqvae", text_encoder="bert"),
+    Kind(("ClassConditionalPixelPipeline",), CLASS_TOKEN, denoiser="pixel_unet", autoencoder=None),
 )
 
 

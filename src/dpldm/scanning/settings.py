@@ -48,6 +48,7 @@ OPTIMIZER: dict[str, Callable[[Any], bool]] = {
     "ema_decay": _number,
     "label_dropout": _number,
     "timesteps": _parts,
+    "mirror": _switch,
     "min_snr": _or_none(_number),
 }
 SAMPLING: dict[str, Callable[[Any], bool]] = {

@@ -42,7 +42,8 @@ def algorithm_1(
                 yield shown(tuner, plan, ledger, curve, ended_early=True)
                 return
             for records, weights in latents.passes(batch, tuner.rows_at_once):  # none if empty
-                draws = fresh_draws(records.numel(), draws_each, shape, timesteps, dropout, entropy)
+                of_pass = (records.numel(), draws_each, shape, timesteps, dropout, entropy)
+                draws = fresh_draws(*of_pass, mirror=settings.mirror)
                 losses = example_losses(tuner.network, scheduler, latents, records.flatten(), draws, min_snr=min_snr)
                 weights = weights.to(losses.device)
                 of_units = (losses.view_as(weights) * weights).sum(1)  # one gradient per unit: the mean over its images

@@ -10,7 +10,7 @@ from torch import Tensor
 from dpldm.models.autoencoder import build_autoencoder, decode, encode, standardise_latents
 from dpldm.recipe import AutoencoderRecipe
 from dpldm.train.public_data import batch_of, jitter, step_generator
-from dpldm.train.public_training import PublicTraining
+from dpldm.train.public_training import CPU, PublicTraining
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def autoencoder_loss(
     """Reconstruction + kl_weight * KL(q(z|x) || N(0, I)), mean over the batch (Rombach et al. 2022, app. G)."""
     posterior = autoencoder.encode(images).latent_dist
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-    noise = torch.randn(mean.shape, generator=generator)
+    noise = torch.randn(mean.shape, generator=generator).to(mean.device)
     reconstruction = autoencoder.decode(mean + torch.exp(0.5 * log_variance) * noise).sample.float()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
     loss: Tensor = (reconstruction_loss(reconstruction, images) + kl_weight * divergence).mean()
@@ -42,15 +42,25 @@ def autoencoder_loss(
 class AutoencoderTraining(PublicTraining):
     """Stage 1 over `images`, uint8 (N, S, S, C)."""
 
-    def __init__(self, recipe: AutoencoderRecipe, images: np.ndarray, seed: int, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        recipe: AutoencoderRecipe,
+        images: np.ndarray,
+        seed: int,
+        checkpoint: Path,
+        *,
+        jittered: bool = True,
+        device: torch.device = CPU,
+    ) -> None:
         torch.manual_seed(seed)
         network = build_autoencoder(images.shape[3], recipe.latent_channels, recipe.widths, recipe.layers_per_block)
-        super().__init__(network, recipe, seed, checkpoint)
-        self.recipe, self.images = recipe, images
+        super().__init__(network, recipe, seed, checkpoint, device)
+        self.recipe, self.images, self.jittered = recipe, images, jittered
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        batch = jitter(batch_of(self.images, self.recipe.batch_size, generator), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+        batch = batch_of(self.images, self.recipe.batch_size, generator)
+        batch = (jitter(batch, generator) if self.jittered else batch).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             return autoencoder_loss(self.network, batch, self.recipe.kl_weight, generator)
 
     def finish(self) -> AutoencoderKL:
@@ -58,7 +68,8 @@ class AutoencoderTraining(PublicTraining):
         network = self.averaged()
         rows = torch.randperm(len(self.images), generator=step_generator(self.seed, self.recipe.steps))[:10_000]
         means = encode(network, self.images[rows.numpy()]).mean
-        standardise_latents(network, means.mean((0, 2, 3)), means.std((0, 2, 3)))
+        mean, deviation = means.mean((0, 2, 3)), means.std((0, 2, 3))
+        standardise_latents(network, mean.to(self.device), deviation.to(self.device))
         return network
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dpldm.config import RunConfig
 from dpldm.data.prompts import prompts_of
 from dpldm.errors import UserError
-from dpldm.models.autoencoder import downsampling, latent_shape
+from dpldm.models.autoencoder import Pixels, downsampling, latent_shape
 from dpldm.models.backbone import Backbone
 from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, check_independence
@@ -21,7 +21,8 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
     """Refuse a backbone that is not public, and images that it cannot hold.
 
     Raises:
-        UserError: it was itself tuned on private images, or channels or size do not fit.
+        UserError: it was itself tuned on private images, or channels, size or condition do not fit, or images are to be
+            mirrored and it works on latents.
     """
     data = config.data
     if "tuned" in backbone.provenance:
@@ -32,6 +33,10 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
     if data.channels != backbone.channels:
         raise UserError(
             f"data.channels is {data.channels}, the backbone {backbone.name} has {backbone.channels}: change one."
+        )
+    if config.optimizer.mirror and not isinstance(backbone.autoencoder, Pixels):
+        raise UserError(
+            "optimizer.mirror is for backbones of pixels: the latent of a mirrored image is not the mirrored latent."
         )
     require_size(data.image_size, backbone)
     require_condition(config, backbone)

@@ -1,31 +1,34 @@
 """Stage 2: the conditional denoiser, trained on latents of public images. No privacy cost.
 
-Public images need no labels: the clusters of their latents (k-means) serve as pseudo-classes, so that the
-network has learnt to obey a label before it meets private ones.
+Public images need no labels: the clusters of their latents (k-means) can serve as pseudo-classes, so that the
+network has learnt to obey a label before it meets private ones. Or it is told the labels that there are, or nothing.
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from scipy.cluster.vq import kmeans2, vq
-from torch import Tensor
+from torch import Tensor, nn
 
-from dpldm.models.autoencoder import Posterior, encode
-from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
+from dpldm.models.autoencoder import Autoencoder, Posterior, encode
+from dpldm.models.denoiser import build_denoiser, build_scheduler, denoising_losses
+from dpldm.models.families import family_of
+from dpldm.models.families.unconditional import build_unconditional
 from dpldm.recipe import DiffusionRecipe
 from dpldm.train.public_data import jitter, step_generator
-from dpldm.train.public_training import PublicTraining
+from dpldm.train.public_training import CPU, PublicTraining
 
 
-def encode_public(autoencoder: AutoencoderKL, pixels: np.ndarray, seed: int) -> Posterior:
-    """Posteriors of jittered public images (uint8 (N, H, W, C)), encoded once."""
+def encode_public(autoencoder: Autoencoder, pixels: np.ndarray, seed: int, *, jittered: bool = True) -> Posterior:
+    """Posteriors of public images (uint8 (N, H, W, C)), encoded once, `jittered` or as they are."""
+    if not jittered:
+        return encode(autoencoder, pixels)
     means, log_variances = [], []
     for start in range(0, len(pixels), 1024):
         images = torch.from_numpy(pixels[start : start + 1024]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        jittered = jitter(images, step_generator(seed, start))
-        levels = ((jittered.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+        varied = jitter(images, step_generator(seed, start))
+        levels = ((varied.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
         posterior = encode(autoencoder, levels)
         means.append(posterior.mean)
         log_variances.append(posterior.log_variance)
@@ -41,24 +44,48 @@ def pseudo_classes(latents: Tensor, clusters: int, seed: int, sample: int = 30_0
     return torch.from_numpy(labels.astype(np.int64))
 
 
-class DiffusionTraining(PublicTraining):
-    """Stage 2 over the posteriors and labels of public images."""
-
-    def __init__(
-        self, recipe: DiffusionRecipe, posterior: Posterior, labels: Tensor, seed: int, checkpoint: Path
-    ) -> None:
-        torch.manual_seed(seed)
-        _, channels, size, _ = posterior.mean.shape
+def build_network(recipe: DiffusionRecipe, channels: int, size: int, classes: int) -> nn.Module:
+    """The denoiser of a recipe, for latents of `size` a side; `classes` is what it is told about, if anything."""
+    network: nn.Module
+    if recipe.told == "nothing":
+        heads = recipe.heads if isinstance(recipe.heads, int) else recipe.heads[0]
+        network = build_unconditional(
+            *(channels, size),
+            widths=recipe.widths,
+            layers_per_block=recipe.layers_per_block,
+            heads=heads,
+            attention=recipe.attention,
+        )
+    else:
         network = build_denoiser(
-            channels,
-            size,
-            recipe.pseudo_classes,
+            *(channels, size, classes),
             widths=recipe.widths,
             layers_per_block=recipe.layers_per_block,
             heads=recipe.heads,
             condition_dim=recipe.condition_dim,
+            attention=recipe.attention,
         )
-        super().__init__(network, recipe, seed, checkpoint)
+    return network
+
+
+class DiffusionTraining(PublicTraining):
+    """Stage 2 over the posteriors and labels (N,) of public images; there are `classes` of these."""
+
+    def __init__(
+        self,
+        recipe: DiffusionRecipe,
+        posterior: Posterior,
+        labels: Tensor,
+        seed: int,
+        checkpoint: Path,
+        *,
+        classes: int | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        torch.manual_seed(seed)
+        _, channels, size, _ = posterior.mean.shape
+        network = build_network(recipe, channels, size, classes or recipe.pseudo_classes)
+        super().__init__(network, recipe, seed, checkpoint, device)
         self.recipe, self.posterior, self.labels = recipe, posterior, labels
         self.scheduler = build_scheduler(recipe.prediction_type)
 
@@ -67,9 +94,10 @@ class DiffusionTraining(PublicTraining):
         rows = torch.randint(len(self.labels), (size,), generator=generator)
         latents = Posterior(self.posterior.mean[rows], self.posterior.log_variance[rows]).sample(generator)
         unlabelled = torch.rand(size, generator=generator) < recipe.label_dropout
-        labels = torch.where(unlabelled, recipe.pseudo_classes, self.labels[rows])
+        family = family_of(self.network)
+        told = family.condition(self.network, torch.where(unlabelled, family.null(self.network), self.labels[rows]))
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        context = condition(labels, recipe.pseudo_classes)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            return denoising_losses(self.network, self.scheduler, latents, context, timesteps, noise).mean()
+        inputs = [tensor.to(self.device) for tensor in (latents, told, timesteps, noise)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+            return denoising_losses(self.network, self.scheduler, *inputs).mean()

@@ -23,11 +23,19 @@ class Draws:
     latent: Tensor  # (B K, c, h, w) standard Gaussian: which latent of its posterior a record shows
     noise: Tensor  # (B K, c, h, w) standard Gaussian: what the network must find
     timestep: Tensor  # (B K,) int64 in [0, timesteps)
+    mirrored: Tensor  # (B K,) bool: the record is shown left to right
     null: Tensor  # (B,) bool: the label is hidden, for guidance; the same for all draws of a record
 
 
 def fresh_draws(
-    records: int, draws: int, shape: torch.Size, timesteps: Timesteps, label_dropout: float, entropy: Entropy
+    records: int,
+    draws: int,
+    shape: torch.Size,
+    timesteps: Timesteps,
+    label_dropout: float,
+    entropy: Entropy,
+    *,
+    mirror: bool = False,
 ) -> Draws:
     """Draws for one physical pass, every value from entropy of its own.
 
@@ -43,6 +51,7 @@ def fresh_draws(
         latent=gaussian(),
         noise=gaussian(),
         timestep=timesteps.at(random_units(rows, entropy)),
+        mirrored=random_units(rows, entropy) < 0.5 if mirror else torch.zeros(rows, dtype=torch.bool),
         null=random_units(records, entropy) < label_dropout,
     )
 
@@ -61,13 +70,14 @@ def example_losses(
     *,
     min_snr: float | None = None,
 ) -> Tensor:
-    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise).
+    """Loss of each record of `rows`, (B,): the mean over its K draws of (latent, timestep, noise, side).
 
     Latents and draws are on the CPU; the rows of this pass are moved to the network's device.
     """
     device, each = next(network.parameters()).device, len(draws.timestep) // max(1, len(rows))
     repeated = rows.repeat_interleave(each)
     samples = Posterior(latents.posterior.mean[repeated], latents.posterior.log_variance[repeated]).at(draws.latent)
+    samples = torch.where(draws.mirrored[:, None, None, None], samples.flip(-1), samples)
     context = told(network, latents, rows, draws.null).repeat_interleave(each, 0)
     inputs = [tensor.to(device) for tensor in (samples, context, draws.timestep, draws.noise)]
     losses = denoising_losses(network, scheduler, *inputs, min_snr=min_snr)

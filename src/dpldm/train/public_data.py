@@ -1,6 +1,7 @@
 """Batches of public images for stages 1 and 2: seeded, resumable at any step, jittered on the fly."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,35 @@ from torch import Tensor
 from dpldm.errors import UserError
 
 
-def load_public_images(paths: Sequence[Path], image_size: int, channels: int) -> np.ndarray:
-    """All images of several public sets (folders or .npz) as one uint8 array (N, S, S, C).
+@dataclass(frozen=True)
+class PublicImages:
+    """The images of one or several public sets."""
+
+    pixels: np.ndarray  # uint8 (N, S, S, C)
+    labels: np.ndarray  # int64 (N,), those of later sets counted on
+    classes: int
+
+
+def load_public_images(paths: Sequence[Path], image_size: int, channels: int) -> PublicImages:
+    """All images of several public sets (folders or .npz).
 
     Raises:
         UserError: a set is missing or its images do not have the size and channels of the backbone.
     """
     from dpldm.data.public.collection import PublicSet
 
-    arrays = []
+    pixels, labels, classes = list[np.ndarray](), list[np.ndarray](), 0
     for path in paths:
-        images = PublicSet.load(path).images
-        if images.shape[1:] != (image_size, image_size, channels):
+        public = PublicSet.load(path)
+        if public.images.shape[1:] != (image_size, image_size, channels):
             raise UserError(
-                f"The public set {path} holds images of {images.shape[1:]}, the backbone needs "
+                f"The public set {path} holds images of {public.images.shape[1:]}, the backbone needs "
                 f"{(image_size, image_size, channels)}: make it again with that --image-size and --channels."
             )
-        arrays.append(images)
-    return np.concatenate(arrays)
+        pixels.append(public.images)
+        labels.append(public.labels + classes)
+        classes += len(public.label_names)
+    return PublicImages(np.concatenate(pixels), np.concatenate(labels), classes)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -18,6 +18,8 @@ from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_o
 from dpldm.train.public_data import step_generator
 from dpldm.train.schedule import rate
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class PublicStep:
@@ -30,8 +32,10 @@ class PublicStep:
 class PublicTraining(ABC):
     """Network, optimizer and average of a pre-training stage. Iterate `steps()` to train."""
 
-    def __init__(self, network: nn.Module, recipe: StageRecipe, seed: int, checkpoint: Path) -> None:
-        self.network, self.seed, self.checkpoint = network, seed, checkpoint
+    def __init__(
+        self, network: nn.Module, recipe: StageRecipe, seed: int, checkpoint: Path, device: torch.device = CPU
+    ) -> None:
+        self.network, self.seed, self.checkpoint, self.device = network.to(device), seed, checkpoint, device
         self._recipe = recipe
         self.names = [name for name, _ in network.named_parameters()]
         self.parameters = list(network.parameters())
@@ -81,7 +85,7 @@ class PublicTraining(ABC):
         with torch.no_grad():
             for name, parameter in zip(self.names, self.parameters, strict=True):
                 parameter.copy_(groups["network"][name])
-        self.average.shadow_params = [groups["average"][name] for name in self.names]
+        self.average.shadow_params = [groups["average"][name].to(self.device) for name in self.names]
         self.average.optimization_step = facts["average_step"]
         restore_optimizer(self.optimizer, self.names, groups["optimizer"])
         self.done = facts["step"]

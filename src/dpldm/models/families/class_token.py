@@ -1,4 +1,4 @@
-"""The family that `dpldm pretrain` makes: a stock `UNet2DConditionModel` that is told a class by one token.
+"""What `dpldm pretrain` makes for classes: a stock `UNet2DConditionModel`, over latents or pixels, told one by a token.
 
 The class embedder lives inside the stock network: `encoder_hid_dim_type="text_proj"` is a Linear layer from
 one-hot labels to one context token for cross-attention. Index K of K + 1 means "no label" (classifier-free
@@ -25,7 +25,10 @@ class ClassToken(Family):
     """See the head of this file."""
 
     title = "class token"
-    layouts: ClassVar[Mapping[str, Layout]] = {"ClassConditionalLDMPipeline": Layout()}
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "ClassConditionalLDMPipeline": Layout(),
+        "ClassConditionalPixelPipeline": Layout(denoiser="pixel_unet", autoencoder=None),
+    }
     names = CLASS_TOKEN
     told = "classes"
     side = "padded"
@@ -71,17 +74,19 @@ def build_denoiser(
     *,
     widths: tuple[int, ...],
     layers_per_block: int,
-    heads: int,
+    heads: int | tuple[int, ...],
     condition_dim: int,
+    attention: tuple[bool, ...] | None = None,
 ) -> UNet2DConditionModel:
-    """A UNet with a transformer block at every resolution; `classes` excludes the null label."""
-    levels = len(widths)
+    """A UNet with a transformer block at every resolution, or at those that `attention` says; `classes` excludes the
+    null label."""
+    attending = attention or (True,) * len(widths)
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attending),
+        up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attending)),
         block_out_channels=widths,
         layers_per_block=layers_per_block,
         attention_head_dim=heads,  # diffusers reads this as the number of heads

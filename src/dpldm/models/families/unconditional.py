@@ -13,6 +13,31 @@ from dpldm.models.families.family import Family, Layout
 from dpldm.models.families.parts import load_part, require_class, save_half
 
 
+def build_unconditional(
+    latent_channels: int,
+    latent_size: int,
+    *,
+    widths: tuple[int, ...],
+    layers_per_block: int,
+    heads: int,
+    attention: tuple[bool, ...] | None = None,
+) -> UNet2DModel:
+    """A UNet with self-attention at every resolution, or at those that `attention` says; `heads` at the first, heads of
+    that width at the others."""
+    attending = attention or (True,) * len(widths)
+    return UNet2DModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=tuple("AttnDownBlock2D" if each else "DownBlock2D" for each in attending),
+        up_block_types=tuple("AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attending)),
+        block_out_channels=widths,
+        layers_per_block=layers_per_block,
+        attention_head_dim=widths[0] // heads,
+        norm_num_groups=16,
+    )
+
+
 class Unconditional(Family):
     """See the head of this file."""
 
