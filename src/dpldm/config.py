@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Degree = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -351,6 +352,22 @@ class SamplingConfig(Section):
     """Images drawn together."""
 
 
+class EvolutionConfig(Section):
+    """`dpldm baseline pe`: Private Evolution over the backbone as it is. Nothing is tuned."""
+
+    rounds: int = Field(8, ge=1, le=1000)
+    """T: rounds of votes, each charged. More rounds come nearer to the private images, with more noise in each."""
+    candidates: Count = 1000
+    """Images that are voted on in a round, equally many per class. Fewer get more votes each, above the same noise."""
+    threshold: float = Field(2.0, ge=0, allow_inf_nan=False)
+    """H, in standard deviations of the noise: what is taken off every count of votes; what is left is a
+    candidate's chance to be varied."""
+    degrees: tuple[Degree, Degree] = (0.8, 0.4)
+    """How far a candidate is varied, in the first and in the last round: the share of the way back to noise."""
+    features: Literal["efficientnet-lite0", "encoder"] = "efficientnet-lite0"
+    """In what an image resembles another: features of a public network, or latents of the backbone's encoder."""
+
+
 class EvaluationConfig(Section):
     """Internal measurements against data.test_path."""
 
@@ -410,6 +427,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     selection: SelectionConfig = SelectionConfig()
     sampling: SamplingConfig = SamplingConfig()
+    evolution: EvolutionConfig = EvolutionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

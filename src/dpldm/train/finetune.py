@@ -389,6 +389,16 @@ def require_nothing_lost(run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
 
 
 def check_fit(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse a backbone that is not public, that cannot hold the images, or cannot be told what they are told by.
+
+    Raises:
+        UserError: see `check_images`; or it is told something else, or nothing.
+    """
+    check_images(config, backbone)
+    require_condition(config, backbone)
+
+
+def check_images(config: RunConfig, backbone: Backbone) -> None:
     """Refuse a backbone that is not public, and images that it cannot hold.
 
     Raises:
@@ -405,7 +415,6 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
             f"data.channels is {data.channels}, the backbone {backbone.name} has {backbone.channels}: change one."
         )
     require_size(data.image_size, backbone)
-    require_condition(config, backbone)
 
 
 def require_size(size: int, backbone: Backbone) -> None:
