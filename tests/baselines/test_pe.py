@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import NearestVotes
 from dpldm.run import Run
 from dpldm.train.finetune import finetune
+from dpldm.verifying import verify
 from tiny_runs import Means, write_images
 
 Patch = pytest.MonkeyPatch
@@ -208,7 +210,45 @@ def test_accuracy_is_internal_and_lies_inside(config: RunConfig) -> None:
     assert "KID-means" in str(found.facts)
     run, _ = pe_run(config)
     assert (run.directory / "contact-sheet.png").exists()
-    assert {entry.name for entry in Run(config).directory.iterdir()} == {"private", "config.resolved.yaml"}
+    there = {entry.name for entry in Run(config).directory.iterdir()}
+    assert there == {"private", "config.resolved.yaml", "release-pe"}
+
+
+def test_its_images_are_a_release_that_verify_accepts(config: RunConfig) -> None:
+    pe(config)
+    directory = module.released(config)
+    failed = [check for check in verify(directory) if not check.passed]
+    assert failed == []
+    statement = json.loads((directory / "privacy.json").read_text())
+    assert statement["updates"] == 0
+    assert "noised votes" in statement["guarantee"]["covers"]
+    assert set(statement["declared_constants"]) >= {"evolution", "sampling", "labels"}
+    assert "optimizer" not in statement["declared_constants"]
+    card = (directory / "README.md").read_text()
+    assert f"attempts accounted {ROUNDS} + 2" in card
+    assert "updates made" not in card
+    assert "private-evolution" in (directory / "synthetic" / "README.md").read_text()
+    pe(config)  # the same call finds the same release
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("epsilon", lambda statement: statement["plan"]["queries"][0].update(rounds=30)),
+        ("epsilon", lambda statement: statement["plan"]["queries"][0].update(noise_multiplier=1.0)),
+        ("ledger", lambda statement: statement["ledger"]["head"].update(seq=3)),
+        ("statement", lambda statement: statement["declared_constants"].update(optimizer={})),
+        ("statement", lambda statement: statement["declared_constants"]["evolution"].update(features="my own")),
+        ("what it covers", lambda statement: statement.update(mechanism="none")),
+    ],
+)
+def test_a_wrong_statement_is_rejected(name: str, change: Callable[[dict[str, Any]], None], config: RunConfig) -> None:
+    pe(config)
+    path = module.released(config) / "privacy.json"
+    statement = json.loads(path.read_text())
+    change(statement)
+    path.write_text(json.dumps(statement))
+    assert name in {check.name for check in verify(path.parent) if not check.passed}
 
 
 def test_the_command(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

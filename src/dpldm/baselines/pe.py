@@ -7,6 +7,7 @@ asked once a round: charged before they are counted, answered with noise, kept, 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,22 @@ from dpldm.errors import UserError
 from dpldm.evaluation.evaluate import Evaluation, check_evaluation, measured, real_test_images
 from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor, scaled
 from dpldm.models.autoencoder import decode
-from dpldm.models.backbone import load_backbone, public_classes_of
+from dpldm.models.backbone import kind_of, load_backbone, public_classes_of
 from dpldm.privacy.accounting import calibrate_noise
 from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import NearestVotes
 from dpldm.progress import OnProgress, unseen
+from dpldm.releasing import declared_always, release_images, statement_of
 from dpldm.run import Run, declared_constants, ledger_cap, require_same_backbone
-from dpldm.sampling import Sampler, all_drawn, draw_batches, planned_labels, texts_of
+from dpldm.sampling import Sampler, SyntheticSet, all_drawn, draw_batches, planned_labels, texts_of
 from dpldm.sheet import save_contact_sheet
 from dpldm.train.asking import ask_once, places_of
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 from dpldm.train.finetune import check_images, register
 from dpldm.train.public_data import step_generator
+from dpldm.tuned import ledger_entries
 
 
 def pe(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
@@ -61,6 +64,7 @@ def pe(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
         on_progress("images drawn", step.done, step.count)
     synthetic = all_drawn(run.config, run.config.sampling)
     save_contact_sheet(run.directory / "contact-sheet.png", synthetic.images, synthetic.labels)
+    _release(config, run, plan, synthetic, on_progress)
     found = measured(
         config,
         synthetic,
@@ -73,6 +77,19 @@ def pe(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
     result = Baseline("pe", what, plan.public_benchmark, int((~test.null).sum()), scores, facts)
     result.keep(config)
     return result
+
+
+def released(config: RunConfig) -> Path:
+    """What of an evolution may leave: its images, with a statement that `verify` accepts."""
+    return Run(config).directory / "release-pe"
+
+
+def _release(config: RunConfig, run: Run, plan: PrivacyPlan, synthetic: SyntheticSet, on_progress: OnProgress) -> None:
+    declared = declared_always(config) | {"evolution": config.evolution.model_dump(mode="json")}
+    if config.data.labels and kind_of(config.backbone)[0].told == "captions":
+        declared["caption_template"] = config.data.caption_template
+    statement = statement_of(config, plan, 0, ledger_entries(run.config), declared)
+    release_images(config, statement, synthetic, released(config), on_progress)
 
 
 def pe_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
