@@ -13,7 +13,8 @@ from dpldm.config import BackboneRecipe
 from dpldm.data.public.collection import PublicSet
 from dpldm.models.backbone import Backbone
 from dpldm.models.denoiser import build_scheduler
-from dpldm.train.autoencoder import AutoencoderTraining, mean_absolute_error
+from dpldm.train.adversarial import stage_1
+from dpldm.train.autoencoder import mean_absolute_error
 from dpldm.train.diffusion import DiffusionTraining, encode_public, pseudo_classes
 from dpldm.train.public_data import load_public_images
 
@@ -40,7 +41,7 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
     work.mkdir(parents=True, exist_ok=True)
     images = load_public_images(recipe.public, recipe.image_size, recipe.channels)
 
-    first = AutoencoderTraining(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors")
+    first = stage_1(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors")
     for step in first.steps():
         yield PretrainStep("autoencoder", step.number, recipe.autoencoder.steps, step.loss)
     autoencoder = first.finish()
