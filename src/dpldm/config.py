@@ -387,17 +387,18 @@ class SamplingConfig(Section):
 class EvolutionConfig(Section):
     """`dpldm baseline pe`: Private Evolution over the backbone as it is. Nothing is tuned."""
 
-    rounds: int = Field(8, ge=1, le=1000)
+    rounds: int = Field(12, ge=1, le=1000)
     """T: rounds of votes, each charged. More rounds come nearer to the private images, with more noise in each."""
     candidates: Count = 1000
     """Images that are voted on in a round, equally many per class. Fewer get more votes each, above the same noise."""
     threshold: float = Field(2.0, ge=0, allow_inf_nan=False)
     """H, in standard deviations of the noise: what is taken off every count of votes; what is left is a
     candidate's chance to be varied."""
-    degrees: tuple[Degree, Degree] = (0.8, 0.4)
+    degrees: tuple[Degree, Degree] = (0.9, 0.25)
     """How far a candidate is varied, in the first and in the last round: the share of the way back to noise."""
-    features: Literal["efficientnet-lite0", "encoder"] = "efficientnet-lite0"
-    """In what an image resembles another: features of a public network, or latents of the backbone's encoder."""
+    features: Literal["encoder", "efficientnet-lite0"] = "encoder"
+    """In what an image resembles another: latents of the backbone's encoder, or features of a public network (extra
+    features)."""
 
 
 class EvaluationConfig(Section):

@@ -48,7 +48,7 @@ def quick(monkeypatch: Patch) -> None:
 def config(raw: dict[str, Any], tmp_path: Path) -> RunConfig:
     raw["data"]["test_path"] = str(write_images(tmp_path / "test", seed=1))
     raw["privacy"]["cap"] = [1.0, 2e-3]
-    raw["evolution"] = {"rounds": ROUNDS, "candidates": CANDIDATES + 1}
+    raw["evolution"] = {"rounds": ROUNDS, "candidates": CANDIDATES + 1, "features": "efficientnet-lite0"}
     return RunConfig.model_validate(raw)
 
 
