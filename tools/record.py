@@ -1,6 +1,6 @@
 """Turn a finished run on a public benchmark into a manifest in results/, and log the look at the benchmark.
 
-    python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."]
+    python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."] [--pe]
 
 A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. Everything in
 results/ comes from here: config, plan, evaluation, wall time per stage, versions, hardware, commit.
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from dpldm.baselines.pe import pe_run
 from dpldm.config import RunConfig
 from dpldm.run import paid_plan
 
@@ -27,8 +28,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--command", required=True, help="the command that made the run")
     parser.add_argument("--why", default="", help="what the look was for")
+    parser.add_argument("--pe", action="store_true", help="what `dpldm baseline pe` found beside the run")
     given = parser.parse_args()
-    manifest = collect(given.run, given.command)
+    manifest = collect(given.run, given.command, given.pe)
     proxy = manifest["plan"]["dataset_id"].startswith("rehearsal-")
     target = Path("results/proxies" if proxy else "results") / f"{given.run.name}.json"
     target.parent.mkdir(exist_ok=True)
@@ -38,10 +40,11 @@ def main() -> None:
     print(f"wrote {target}")
 
 
-def collect(run: Path, command: str) -> dict[str, Any]:
-    """Everything worth keeping about a run, without paths of the machine."""
+def collect(run: Path, command: str, evolved: bool) -> dict[str, Any]:
+    """Everything worth keeping about a run, or about the evolution beside it, without paths of the machine."""
     config = RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text()))
-    plan = paid_plan(config)
+    plan = pe_run(config)[1] if evolved else paid_plan(config)
+    evaluation = run / "private" / ("baselines/pe.json" if evolved else "evaluation.json")
     shown = config.model_dump(mode="json")
     for key in ("path", "test_path"):
         shown["data"][key] = Path(shown["data"][key]).name if shown["data"][key] else None
@@ -55,7 +58,7 @@ def collect(run: Path, command: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "config": shown,
         "plan": plan.constants() | {"epsilon_stated": plan.stated_epsilon()},
-        "evaluation": json.loads((run / "private" / "evaluation.json").read_text()),
+        "evaluation": json.loads(evaluation.read_text()),
         "seconds": timings,
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("dpldm", "torch", "diffusers", "dp-accounting")},
@@ -64,14 +67,14 @@ def collect(run: Path, command: str) -> dict[str, Any]:
 
 def log_look(name: str, manifest: dict[str, Any], why: str) -> None:
     """One line per look at a benchmark, so that they can be counted."""
-    utility = manifest["evaluation"]["utility"] or {"scores": {}}
+    utility = manifest["evaluation"].get("utility") or manifest["evaluation"]
     line = {
         "date": manifest["date"],
         "commit": manifest["commit"],
         "run": name,
         "data": manifest["config"]["privacy"]["dataset_id"],
         "why": why,
-        "accuracy": {kind: score["mean"] for kind, score in utility["scores"].items()},
+        "accuracy": {kind: score["mean"] for kind, score in utility.get("scores", {}).items()},
     }
     with Path("results/benchmark-looks.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

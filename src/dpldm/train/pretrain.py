@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -17,6 +18,9 @@ from dpldm.train.adversarial import stage_1
 from dpldm.train.autoencoder import mean_absolute_error
 from dpldm.train.diffusion import DiffusionTraining, encode_public, pseudo_classes
 from dpldm.train.public_data import load_public_images
+
+PLACES: Any = {"public": True, "output": True, "autoencoder": {"adversarial": {"perceptual_weights"}}}
+"""Settings that are places of a machine."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
         second.averaged(),
         build_scheduler(recipe.diffusion.prediction_type),
         {
-            "recipe": recipe.model_dump(mode="json", exclude={"public", "output"}),
+            "recipe": recipe.model_dump(mode="json", exclude=PLACES),
             "public_sets": [dict(PublicSet.load(path).provenance) for path in recipe.public],
             "public_images": len(images),
             "pseudo_class_sizes": _sizes(labels, recipe.diffusion.pseudo_classes),
