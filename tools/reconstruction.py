@@ -4,7 +4,7 @@
 
 Trains stage 1 of the recipe (resumes, as `dpldm pretrain` does, in the same place), and compares held-out public images
 with their reconstructions: L1; the perceptual distance through EfficientNet-Lite2, which no loss uses; and the Fréchet
-distance of its features. Accuracy on reconstructed benchmark images is `tools/gates.py`, once there is a whole backbone.
+distance of its features. Accuracy on reconstructed benchmark images is `tools/gates.py`, for a whole backbone.
 """
 
 import argparse
