@@ -1,11 +1,16 @@
 """Private Evolution: every round charged before it is counted, answered once, accounted for whole, and INTERNAL."""
 
+import hashlib
+import importlib
 import itertools
 import json
 import math
+import multiprocessing
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import yaml
 from scipy.stats import norm
 from torch import Tensor
 
+from dpldm.auditing import audit, planned
 from dpldm.baselines import pe as module
 from dpldm.baselines.pe import Evolution, PublicModel, evolved, pe, pe_run
 from dpldm.cli import main
@@ -31,6 +37,7 @@ from dpldm.privacy.questions import NearestVotes
 from dpldm.run import Run
 from dpldm.train.finetune import finetune
 from dpldm.verifying import verify
+from killing import die_in_call
 from tiny_runs import Means, write_images
 
 Patch = pytest.MonkeyPatch
@@ -231,6 +238,18 @@ def test_its_images_are_a_release_that_verify_accepts(config: RunConfig) -> None
     pe(config)  # the same call finds the same release
 
 
+def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pe(config)
+    assert main(["ledger", "show", str(Run(config).ledger)]) == 0
+    text = capsys.readouterr().out
+    assert "tiny/pe: epsilon 0.5, delta 0.001, votes alone, no gradients" in text
+    assert f"3 of {ROUNDS + 2} attempts made" in text
+    with pytest.raises(UserError, match="audits are for what was tuned"):
+        next(audit(planned(module.released(config), None)))
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -367,6 +386,62 @@ def test_a_round_that_was_charged_and_not_answered_is_charged_again(config: RunC
     assert len(noises.drawn) == ROUNDS
 
 
+def reported(config: RunConfig, pipe: Connection, fatal_call: int | None) -> None:
+    """In a child: the rounds that are left, with a hash of every noise."""
+
+    def heard(total: Tensor, deviation: float, entropy: Entropy) -> Tensor:
+        noised = add_gaussian(total, deviation, entropy)
+        pipe.send(hashlib.sha256((noised.double() - total).numpy().tobytes()).hexdigest())
+        return noised
+
+    module_of_queries = importlib.import_module("dpldm.privacy.queries")
+    module_of_queries.add_gaussian = heard  # type: ignore[attr-defined]
+    if fatal_call is not None:
+        die_in_call(fatal_call)
+    only_evolved(config)
+
+
+def life(config: RunConfig, fatal_call: int | None = None) -> tuple[int | None, list[str]]:
+    """Exit code and noises of a child."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=reported, args=(config, theirs, fatal_call))
+    child.start()
+    theirs.close()
+    noises = []
+    with suppress(EOFError):
+        while True:
+            noises.append(ours.recv())
+    child.join()
+    return child.exitcode, noises
+
+
+@pytest.mark.slow
+def test_a_kill_inside_any_call_that_writes_is_survived(config: RunConfig, tmp_path: Path) -> None:
+    """A copy of an evolution after its first round, for every system call of the others: killed there, run again."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(config, patch, "next_generation", after=1)
+    output = config.runtime.output
+    for call in range(1, 200):
+        place = tmp_path / f"copy-{call}"
+        shutil.copytree(output, place)
+        copy = changed(config, "runtime", output=place)
+        copy = changed(copy, "privacy", ledger=place / "ledgers" / "scans.jsonl")
+        code, first = life(copy, call)
+        if code == 0:
+            break
+        assert code == -9
+        code, second = life(copy)
+        assert code == 0, f"it cannot go on after a kill in call {call}"
+        charged = len(lines(copy, "query"))
+        assert charged in (ROUNDS, ROUNDS + 1), "an answered round is never paid for again"
+        assert len(first) + len(second) <= charged - 2, "every noise was paid for"
+        assert len({*first, *second}) == len(first) + len(second)
+        run, _ = pe_run(copy)
+        assert len(list(run.answers.glob("*.safetensors"))) == ROUNDS
+    assert 10 < call < 199
+
+
 def test_it_ends_when_no_attempt_is_left(config: RunConfig, monkeypatch: Patch) -> None:
     """Then its last candidates are all alike: nobody has voted on them."""
     interrupted(config, monkeypatch, "votes", after=1)
@@ -430,3 +505,21 @@ def test_constants_of_votes_are_checked() -> None:
     for wrong in ({"candidates": 0}, {"rounds": 1001}, {"rounds": 1.0}):
         with pytest.raises(ValueError, match="nearest_votes must be"):
             NearestVotes(**({"noise_multiplier": 3.0, "candidates": 5, "rounds": 2} | wrong))  # type: ignore[arg-type]
+
+
+def test_a_backbone_with_captions_is_told_those_of_the_classes_or_prompts(config: RunConfig, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from stock_models import stable_diffusion
+
+    stable_diffusion(tmp_path / "sd")
+    told = config.model_copy(update={"backbone": str(tmp_path / "sd")})
+    told = changed(changed(told, "data", channels=3), "privacy", cap=None, public_benchmark=True)
+    model = PublicModel(told)
+    assert model.texts == ["dark", "light"]
+    assert model.first(4).told.tolist() == [0, 1, 0, 1]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dark square\na light one\nnothing\n")
+    free = changed(changed(told, "data", labels=(), caption_column="text"), "sampling", prompts=prompts)
+    first = PublicModel(free).first(30)
+    assert set(first.told.tolist()) == {0, 1, 2}
+    assert first.classes.tolist() == [0] * 30

@@ -33,7 +33,7 @@ class Population:
 def drawn(draw: Sampler, told: Tensor, classes: Tensor) -> Population:
     """The first candidates: images of the public model."""
     parts = torch.split(told, draw.settings.batch_size)
-    latents = [draw.latents(part, _generator(draw, 0, number)).cpu() for number, part in enumerate(parts)]
+    latents = [draw.latents(part, generator_of(draw, 0, number)).cpu() for number, part in enumerate(parts)]
     return Population(torch.cat(latents), told, classes)
 
 
@@ -92,7 +92,7 @@ def next_generation(draw: Sampler, population: Population, rows: Tensor, degree:
     told, latents = population.told[rows], population.latents[rows]
     size = draw.settings.batch_size
     parts = zip(torch.split(latents, size), torch.split(told, size), strict=True)
-    varied = [draw.varied(*part, degree, _generator(draw, number, batch)).cpu() for batch, part in enumerate(parts)]
+    varied = [draw.varied(*part, degree, generator_of(draw, number, batch)).cpu() for batch, part in enumerate(parts)]
     return Population(torch.cat(varied), told, population.classes[rows])
 
 
@@ -102,6 +102,7 @@ def degree_of(settings: EvolutionConfig, number: int) -> float:
     return last if settings.rounds == 1 else first + (last - first) * (number - 1) / (settings.rounds - 1)
 
 
-def _generator(draw: Sampler, number: int, batch: int) -> torch.Generator:
-    """Of a batch of candidates of a round; public, and none that the final images use."""
+def generator_of(draw: Sampler, number: int, batch: int) -> torch.Generator:
+    """Of a batch of candidates of a round, or of the choice of its parents (batch -1); public, and none that the final
+    images use."""
     return step_generator(draw.settings.seed, ((number + 1) << 32) + batch)

@@ -20,6 +20,7 @@ from dpldm.baselines.evolution import (
     choices,
     degree_of,
     drawn,
+    generator_of,
     next_generation,
     parents,
     votes,
@@ -46,7 +47,6 @@ from dpldm.sheet import save_contact_sheet
 from dpldm.train.asking import ask_once, places_of
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 from dpldm.train.finetune import check_images, register
-from dpldm.train.public_data import step_generator
 from dpldm.tuned import ledger_entries
 
 
@@ -237,6 +237,8 @@ class Evolution:
         settings, model = self.run.config.sampling, self.model
         labels = planned_labels(settings, len(model.config.data.labels))
         rows = self._parents(labels.clamp(min=0), self.settings.rounds)
+        if model.texts and not model.config.data.labels:
+            labels = self.population.told[rows]  # the prompt that an image goes back to
         degree = degree_of(self.settings, self.settings.rounds)
 
         def draw(part: slice, generator: torch.Generator) -> NDArray[np.uint8]:
@@ -253,7 +255,7 @@ class Evolution:
 
     def _parents(self, labels: Tensor, number: int) -> Tensor:
         chances = (self.population, self.question, self.noised, self.settings.threshold)
-        return parents(*chances, labels, step_generator(self.run.config.sampling.seed, number))
+        return parents(*chances, labels, generator_of(self.model.draw, number, -1))
 
     def _save(self, ledger: Ledger) -> None:
         facts = {
