@@ -3,8 +3,8 @@
     python tools/reconstruction.py RECIPE.yaml --judge PUBLIC_SET [--output FILE]
 
 Trains stage 1 of the recipe (resumes, as `dpldm pretrain` does, in the same place), and compares held-out public images
-with their reconstructions: L1; the perceptual distance through EfficientNet-Lite2, which no loss uses; and the KID of its
-features. Accuracy on reconstructed benchmark images is `tools/gates.py`, for a whole backbone.
+with their reconstructions: L1; the perceptual distance through EfficientNet-Lite2, which no loss uses; and the KID of
+its features. Accuracy on reconstructed benchmark images is `tools/gates.py`, for a whole backbone.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True, help="a public set that the recipe does not train on")
     parser.add_argument("--images", type=int, default=2000, help="how many of it")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
-    given, rest = parser.parse_known_args()
-    recipe = load_config(BackboneRecipe, given.recipe, list(zip((k[2:] for k in rest[::2]), rest[1::2], strict=True)))
+    given = parser.parse_args()
+    recipe = load_config(BackboneRecipe, given.recipe)
     work = recipe.output.with_name(recipe.output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     images = load_public_images(recipe.public, recipe.image_size, recipe.channels)
