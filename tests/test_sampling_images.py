@@ -118,6 +118,32 @@ def ddim_by_hand(backbone: Backbone, labels: Tensor, steps: int, guidance: float
     return x
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize(("degree", "calls"), [(0.01, 1), (0.4, 4), (1.0, 10)])
+def test_a_variation_goes_back_part_of_the_way(
+    backbone: Backbone, sampler: str, degree: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts at the noise of the schedule after that share of the steps, and ends where a latent ends."""
+    draw = Sampler(backbone, backbone.denoiser, SamplingConfig(sampler=sampler, steps=10), 16)
+    seen: list[tuple[int, Tensor]] = []
+    guided = Sampler._guided
+
+    def heard(self: Sampler, x: Tensor, t: Tensor, wanted: Tensor, unlabelled: Tensor) -> Tensor:
+        seen.append((int(t), x.clone()))
+        return guided(self, x, t, wanted, unlabelled)
+
+    monkeypatch.setattr(Sampler, "_guided", heard)
+    latents, labels = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, -1])
+    found = draw.varied(latents, labels, degree, torch.Generator().manual_seed(5))
+    assert [t for t, _ in seen] == [100 * k - 1 for k in range(calls, 0, -1)]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
+    kept = backbone.scheduler.alphas_cumprod[seen[0][0]]
+    torch.testing.assert_close(seen[0][1], kept.sqrt() * latents + (1 - kept).sqrt() * noise, rtol=1e-3, atol=1e-3)
+    again = draw.varied(latents, labels, degree, torch.Generator().manual_seed(5))
+    assert torch.equal(found, again)
+    assert not torch.equal(found, draw.varied(latents, labels, degree, torch.Generator().manual_seed(6)))
+
+
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("steps", [1, 5])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from dpldm.cli import main
-from dpldm.config import OptimizerConfig, RunConfig, SamplingConfig
+from dpldm.config import EvolutionConfig, OptimizerConfig, RunConfig, SamplingConfig
 from dpldm.errors import UserError
 from dpldm.releasing import release
-from dpldm.scanning.settings import OPTIMIZER, SAMPLING, settings_are_plain
+from dpldm.scanning.settings import EVOLUTION, OPTIMIZER, SAMPLING, settings_are_plain
 from dpldm.verifying import verify
 
 Statement = dict[str, Any]
@@ -316,6 +316,10 @@ def test_a_folder_without_statement_is_refused(tmp_path: Path) -> None:
 def test_settings_that_are_known_are_those_of_a_config() -> None:
     assert set(OPTIMIZER) == set(OptimizerConfig.model_fields)
     assert set(SAMPLING) == set(SamplingConfig.model_fields) - {"prompts"}, "a file, of which no path is told"
+    assert set(EVOLUTION) == set(EvolutionConfig.model_fields)
+    made = EvolutionConfig().model_dump(mode="json")
+    assert settings_are_plain({"evolution": made})
+    assert not settings_are_plain({"evolution": made | {"degrees": [0.5, "x"]}})
 
 
 OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [

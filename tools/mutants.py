@@ -44,6 +44,7 @@ V, R = "tests/test_verifying.py::", "tests/test_tampering.py::test_a_tampered_re
 SEEDED = '__import__("dpldm.privacy.entropy", fromlist=["x"]).SeededEntropy(0)'
 EXACT = 'class_means(known[0], __import__("dpldm.train.asking", fromlist=["x"])._total(known[0], latents, len(run.config.data.labels)))'
 B = "tests/baselines/test_classifier.py::"
+PE = "tests/baselines/test_pe.py::test_"
 MUTANTS = [
     # --- noise
     Mutant("no noise", "privacy.noise:add_gaussian", "standard_deviation * noise", "0 * noise",
@@ -301,6 +302,14 @@ MUTANTS = [
            A + "test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused"),
     Mutant("a lost histogram is forgotten", "train.asking:answered", "if answer is None:", "if False:",
            A + "test_a_lost_histogram_is_not_replaced_by_equal_shares"),
+    Mutant("rounds of votes are paid for once", "baselines.pe:pe_run", "attempts = asked(noise_multiplier=1.0).attempts", "attempts = 1",
+           PE + "epsilon_is_that_of_as_many_gaussians_as_may_be_asked"),
+    Mutant("a round that was answered is asked again", "train.asking:ask_once", "if kept is not None:", "if False:",
+           PE + "an_answered_round_is_not_paid_for_again"),
+    Mutant("votes counted before they are charged", "privacy.queries:ask", "ledger.charge_query(plan, question)\n    summed,", "summed, _ = total(), ledger.charge_query(plan, question)\n    summed,",
+           PE + "a_round_is_charged_before_its_votes_are_counted"),
+    Mutant("an image votes in every class", "baselines.evolution:choices", "chosen[voters] = running[nearest(features[voters],", "chosen[finite] = running[nearest(features[finite],",
+           "tests/baselines/test_evolution.py::test_the_loop_has_something_to_say"),
     Mutant("a start that nobody paid for is verified", "verifying:_start_is_paid_for", "return asked or not", "return True or not",
            V + "test_a_start_from_class_means_needs_a_plan_that_asked_for_them"),
     Mutant("bytes behind the pixels of an image", "scanning.pictures:_is_one_stream", " and not stream.unused_data", "",

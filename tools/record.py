@@ -1,6 +1,6 @@
 """Turn a finished run on a public benchmark into a manifest in results/, and log the look at the benchmark.
 
-    python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."]
+    python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."] [--pe]
     python tools/record.py reproductions/SCALE/runs/ROW [--why "..."]
 
 A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. A reproduced row
@@ -22,11 +22,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--command", default="", help="the command that made the run")
     parser.add_argument("--why", default="", help="what the look was for")
+    parser.add_argument("--pe", action="store_true", help="what `dpldm baseline pe` found beside the run")
     given = parser.parse_args()
     made = given.run / "manifest.json"
     if not made.is_file() and not given.command:
         parser.error("say with --command what made the run")
-    manifest = json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command)
+    manifest = json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command, evolved=given.pe)
     proxy, scale = manifest["plan"]["dataset_id"].startswith("rehearsal-"), manifest.get("scale", "paper")
     name = given.run.name if scale == "paper" else f"{given.run.name}-{scale}"
     target = Path("results/proxies" if proxy else "results") / f"{name}.json"
@@ -40,14 +41,14 @@ def main() -> None:
 
 def log_look(name: str, manifest: dict[str, Any], why: str) -> None:
     """One line per look at a benchmark, so that they can be counted."""
-    utility = manifest["evaluation"]["utility"] or {"scores": {}}
+    utility = manifest["evaluation"].get("utility") or manifest["evaluation"]
     line = {
         "date": manifest["date"],
         "commit": manifest["commit"],
         "run": name,
         "data": manifest["config"]["privacy"]["dataset_id"],
         "why": why,
-        "accuracy": {kind: score["mean"] for kind, score in utility["scores"].items()},
+        "accuracy": {kind: score["mean"] for kind, score in utility.get("scores", {}).items()},
     }
     with Path("results/benchmark-looks.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

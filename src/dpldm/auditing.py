@@ -66,8 +66,10 @@ def audit(plan: PrivacyPlan, config: RunConfig | None = None, effort: Effort | N
     """The parts one after the other: mechanism, sampler, canaries, and with a config the replay of its trainer.
 
     Raises:
-        UserError: the plan has no noise, or the config's backbone cannot be tuned privately.
+        UserError: the plan has no gradients or no noise, or the config's backbone cannot be tuned privately.
     """
+    if not plan.tunes:
+        raise UserError("The plan is one of votes without gradients, and audits are for what was tuned.")
     if plan.noise_multiplier == 0:
         raise UserError("The plan has no noise, so there is no guarantee to audit: ask for the release again.")
     effort = effort or Effort()

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dpldm.section import Count, Positive, Section, Share
+from dpldm.section import Count, Degree, Positive, Section, Share
 
 
 class DataConfig(Section):
@@ -294,6 +294,23 @@ class EvaluationConfig(Section):
     """Local weights file for inception-v3."""
 
 
+class EvolutionConfig(Section):
+    """`dpldm baseline pe`: Private Evolution over the backbone as it is. Nothing is tuned."""
+
+    rounds: int = Field(12, ge=1, le=1000)
+    """T: rounds of votes, each charged. More rounds come nearer to the private images, with more noise in each."""
+    candidates: Count = 1000
+    """Images that are voted on in a round, equally many per class. Fewer get more votes each, above the same noise."""
+    threshold: float = Field(2.0, ge=0, allow_inf_nan=False)
+    """H, in standard deviations of the noise: what is taken off every count of votes; what is left is a
+    candidate's chance to be varied."""
+    degrees: tuple[Degree, Degree] = (0.9, 0.25)
+    """How far a candidate is varied, in the first and in the last round: the share of the way back to noise."""
+    features: Literal["encoder", "efficientnet-lite0"] = "encoder"
+    """In what an image resembles another: latents of the backbone's encoder, or features of a public network (extra
+    features)."""
+
+
 class RuntimeConfig(Section):
     """Speed and places. Nothing here changes the guarantee."""
 
@@ -339,6 +356,7 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    evolution: EvolutionConfig = EvolutionConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")

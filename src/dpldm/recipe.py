@@ -27,8 +27,34 @@ class StageRecipe(Section):
     """Autocast to bfloat16: faster only on processors with bfloat16 units, several times slower on others."""
 
 
+class AdversarialRecipe(Section):
+    """The loss of the papers in place of the light one: L1, a perceptual distance and PatchGAN (Rombach et al. 2022,
+    app. G). Adam with betas 0.5 and 0.9 at a constant rate, as there; set ema_decay 0 for no average."""
+
+    perceptual: Literal["efficientnet-lite0", "vgg-lpips"] = "efficientnet-lite0"
+    """Network of the perceptual distance: an installable one, or the papers', whose weights are files."""
+    perceptual_weights: tuple[Path, ...] = ()
+    """For vgg-lpips: files (.safetensors or .pth) that hold together torchvision's VGG-16 and LPIPS' heads."""
+    perceptual_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Weight of the perceptual distance beside L1."""
+    discriminator_start: int = Field(50_001, ge=0)
+    """Steps before the discriminator starts, so that there is something to judge."""
+    discriminator_weight: Positive = 0.5
+    """Weight of its loss beside that of the reconstruction, once both gradients are equally long at the last layer."""
+    discriminator_width: Count = 64
+    """Channels of its first layer."""
+    discriminator_layers: Count = 3
+    """How often it halves the image, less or more one."""
+
+    @model_validator(mode="after")
+    def _vgg_has_weights(self) -> Self:
+        if (self.perceptual == "vgg-lpips") != bool(self.perceptual_weights):
+            raise ValueError("perceptual_weights are files for perceptual: vgg-lpips; give both, or neither")
+        return self
+
+
 class AutoencoderRecipe(StageRecipe):
-    """Stage 1: the autoencoder."""
+    """Stage 1: the autoencoder. Its loss is a light one, which needs no other network, unless `adversarial` is set."""
 
     latent_channels: Count = 16
     """Channels of the latent."""
@@ -38,6 +64,12 @@ class AutoencoderRecipe(StageRecipe):
     """Residual blocks per resolution."""
     kl_weight: Positive = 1e-6
     """Weight of the KL term."""
+    codebook: Count | None = None
+    """Entries of the codebook of a vector-quantised autoencoder (VQ), which has no KL term. Blank: a KL autoencoder."""
+    middle_attention: bool = False
+    """Attention at the lowest resolution, as in the papers' networks."""
+    adversarial: AdversarialRecipe | None = None
+    """The papers' loss. Blank: the light one."""
     batch_size: Count = 64
     steps: Count = 9000
     learning_rate: Positive = 1.5e-3

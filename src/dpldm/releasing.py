@@ -9,7 +9,7 @@ paths) is not read here.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,13 @@ from dpldm.models.backbone import kind_of, load_backbone, read_card, sha256_of
 from dpldm.models.choices import rank_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.durable import replace_file
-from dpldm.privacy.selection import trial_of
+from dpldm.privacy.selection import Plan, trial_of
 from dpldm.progress import OnProgress, unseen
 from dpldm.report.card import release_card
 from dpldm.report.hub import model_card, synthetic_card
 from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
-from dpldm.sampling import load_synthetic
+from dpldm.sampling import SyntheticSet, load_synthetic
 from dpldm.tuned import Finished, finished, ledger_entries, tuned_network, tuned_weights
 
 What = Literal["data", "model", "both"]
@@ -42,27 +42,41 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
         UserError: the run is not finished, or an older release is in the way.
     """
     statement = privacy_statement(config)
-    target = Run(config).release
-    partial = target.with_name("release.partial")
+
+    def fill(directory: Path) -> None:
+        if what in ("data", "both"):
+            _save_images(config, statement, load_synthetic(config), directory, on_progress)
+        if what in ("model", "both"):
+            _save_model(config, statement, directory / "model")
+
+    return _released(config, statement, Run(config).release, fill)
+
+
+def release_images(
+    config: RunConfig, statement: dict[str, Any], synthetic: SyntheticSet, target: Path, on_progress: OnProgress
+) -> Path:
+    """Write a release directory of images that no tuned model drew, and return it.
+
+    Args:
+        statement: see `statement_of`.
+
+    Raises:
+        UserError: an older release is in the way.
+    """
+    return _released(
+        config,
+        statement,
+        target,
+        lambda directory: _save_images(config, statement, synthetic, directory, on_progress),
+    )
+
+
+def _released(config: RunConfig, statement: dict[str, Any], target: Path, fill: Callable[[Path], None]) -> Path:
+    """What `fill` writes, its card and its statement, in the place of `target` or equal to what is there."""
+    partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if what in ("data", "both"):
-        synthetic = load_synthetic(config)
-        if prompts := prompts_of(config):
-            statement["declared_constants"]["prompts"] = prompts
-        names, card = config.data.labels, synthetic_card(config, statement)
-        export_images(
-            partial / "synthetic",
-            synthetic.images,
-            synthetic.labels,
-            names,
-            card=card,
-            prompts=prompts,
-            on_progress=on_progress,
-        )
-        export_npz(partial / "synthetic.npz", synthetic.images, synthetic.labels)
-    if what in ("model", "both"):
-        _save_model(config, statement, partial / "model")
+    fill(partial)
     (partial / "README.md").write_text(release_card(config, statement), encoding="utf-8")
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     statement["files"] = {p.relative_to(partial).as_posix(): sha256_of(p) for p in files}
@@ -75,6 +89,24 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
         shutil.rmtree(partial)
         raise UserError(f"{target} holds an earlier release that differs: move it away and release again.")
     return target
+
+
+def _save_images(
+    config: RunConfig, statement: dict[str, Any], synthetic: SyntheticSet, directory: Path, on_progress: OnProgress
+) -> None:
+    """The images as folders and as one array, and in the statement what they were told to be."""
+    if prompts := prompts_of(config):
+        statement["declared_constants"]["prompts"] = prompts
+    export_images(
+        directory / "synthetic",
+        synthetic.images,
+        synthetic.labels,
+        config.data.labels,
+        card=synthetic_card(config, statement),
+        prompts=prompts,
+        on_progress=on_progress,
+    )
+    export_npz(directory / "synthetic.npz", synthetic.images, synthetic.labels)
 
 
 def _save_model(config: RunConfig, statement: Mapping[str, Any], directory: Path) -> None:
@@ -118,8 +150,20 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: the run is not finished, or was trained with other settings than `config`.
     """
-    end, entries = finished(config), ledger_entries(config)
-    plan, trial, constants = end.plan, trial_of(end.plan), end.plan.constants()
+    end = finished(config)
+    return statement_of(config, end.plan, end.updates, ledger_entries(config), _declared(config, end))
+
+
+def statement_of(
+    config: RunConfig, plan: Plan, updates: int, entries: Sequence[Mapping[str, Any]], declared: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The guarantee of a plan as data.
+
+    Args:
+        entries: all lines of the ledger.
+        declared: what was declared public beside the plan.
+    """
+    trial, constants = trial_of(plan), plan.constants()
     return {
         "format": "dpldm-privacy-1",
         "guarantee": {
@@ -133,14 +177,14 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
         },
         "plan": constants,
         "plan_digest": plan.digest(),
-        "updates": end.updates,
+        "updates": updates,
         "ledger": {
             "dataset_id": plan.dataset_id,
             "head": {"seq": entries[-1]["seq"], "hash": entries[-1]["hash"]},
             "plans_on_this_data_set": sum(entry["event"] == "plan" for entry in entries),
         },
         "mechanism": mechanism(constants),
-        "declared_constants": _declared(config, end),
+        "declared_constants": dict(declared),
         "backbone": _backbone_facts(config),
         "software": _versions(),
     }
@@ -148,23 +192,30 @@ def privacy_statement(config: RunConfig) -> dict[str, Any]:
 
 def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
     """What was declared public, and is therefore not protected; and which candidate a selection kept, which is an
-    output of it. Paths are left out."""
+    output of it."""
     data, optimizer, further = config.data, config.optimizer.model_dump(mode="json"), dict[str, Any]()
     if data.labels and kind_of(config.backbone)[0].told == "captions":
         further["caption_template"] = data.caption_template
     if end.candidate is not None:
         optimizer["learning_rate"] = config.selection.learning_rates[end.candidate]
         further["learning_rates"] = list(config.selection.learning_rates)
-    return further | {
+    return (
+        declared_always(config)
+        | further
+        | {"trainable": config.trainable, "tune_embedder": config.tune_embedder, "optimizer": optimizer}
+    )
+
+
+def declared_always(config: RunConfig) -> dict[str, Any]:
+    """What was declared of the data, and how images were drawn. Paths are left out."""
+    data = config.data
+    return {
         "records": config.privacy.records,
         "labels": list(data.labels),
         "image_size": data.image_size,
         "channels": data.channels,
         "crop": data.crop,
         "window": list(data.window) if data.window else None,
-        "trainable": config.trainable,
-        "tune_embedder": config.tune_embedder,
-        "optimizer": optimizer,
         "sampling": config.sampling.model_dump(mode="json", exclude={"prompts"}),
     }
 

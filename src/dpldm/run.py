@@ -299,6 +299,21 @@ def paid_plan(config: RunConfig) -> Plan:
     Raises:
         UserError: a constant is missing or out of range.
     """
+    constants, candidates = declared_constants(config), len(config.selection.learning_rates)
+    try:
+        return (
+            make_selection(constants, config.selection.mean_trials, candidates) if candidates else calibrated(constants)
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def declared_constants(config: RunConfig) -> PrivacyPlan:
+    """The plan of a run of Algorithm 1 before its noise is calibrated: its noise multiplier is 0.
+
+    Raises:
+        UserError: a constant is missing or out of range.
+    """
     privacy: PrivacyConfig = config.privacy
     if privacy.records is None:
         raise UserError(
@@ -307,7 +322,7 @@ def paid_plan(config: RunConfig) -> Plan:
         )
     batch, reserve = privacy.expected_batch_size, privacy.reserve_steps
     try:
-        constants = PrivacyPlan(
+        return PrivacyPlan(
             dataset_id=privacy.dataset_id,
             run=config.name,
             epsilon=privacy.epsilon,
@@ -318,7 +333,7 @@ def paid_plan(config: RunConfig) -> Plan:
             reserve_steps=default_reserve(privacy.steps) if reserve is None else reserve,
             max_grad_norm=privacy.max_grad_norm,
             draws_per_example=privacy.draws_per_example,
-            noise_multiplier=0.0,  # until it is calibrated
+            noise_multiplier=0.0,
             max_batch_size=privacy.max_batch_size,
             most_records=privacy.most_records,
             clipping=privacy.clipping,
@@ -327,10 +342,6 @@ def paid_plan(config: RunConfig) -> Plan:
             images_per_unit=privacy.max_images_per_group,
             public_benchmark=privacy.public_benchmark,
             queries=questions_of(config),
-        )
-        candidates = len(config.selection.learning_rates)
-        return (
-            make_selection(constants, config.selection.mean_trials, candidates) if candidates else calibrated(constants)
         )
     except ValueError as error:
         raise UserError(str(error)) from None

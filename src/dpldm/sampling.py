@@ -7,7 +7,7 @@ The network that is sampled is exactly the one that was trained: the averaged we
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,22 +70,36 @@ def draw_all(
     Args:
         shares: (K, C) of the public classes within each class, for a network that is told both.
     """
-    run, texts = Run(config), texts_of(config)
-    kinds = len(config.data.labels) or len(texts)
-    labels = planned_labels(settings, kinds)
+    texts = texts_of(config)
+    labels = planned_labels(settings, len(config.data.labels) or len(texts))
     told = labels if shares is None else with_public_classes(labels, shares, settings.seed)
     draw = Sampler(backbone, network, settings, config.data.image_size, texts)
+    yield from draw_batches(config, settings, labels, lambda rows, generator: draw(told[rows], generator))
+
+
+def draw_batches(
+    config: RunConfig,
+    settings: SamplingConfig,
+    labels: Tensor,
+    draw: Callable[[slice, torch.Generator], NDArray[np.uint8]],
+) -> Iterator[SampleStep]:
+    """Images for labels (N,), batch by batch, into `synthetic/` of a run with a checkpoint. The same call resumes.
+
+    Args:
+        draw: images (B, S, S, C) of those places of `labels`, by a generator of their own.
+    """
+    run = Run(config)
     run.synthetic.mkdir(parents=True, exist_ok=True)
     run.note_settings()
     key = _settings_key(run, settings)
     starts = range(0, len(labels), settings.batch_size)
     for number, start in enumerate(starts):
         path = run.synthetic / f"batch-{number:05d}-{key}.npz"
-        part = labels[start : start + settings.batch_size]
+        rows = slice(start, min(start + settings.batch_size, len(labels)))
         if not path.exists():
-            images = draw(told[start : start + len(part)], step_generator(settings.seed, number))
-            _write_npz(path, x=images, y=part.numpy())
-        yield SampleStep(start + len(part), len(labels))
+            images = draw(rows, step_generator(settings.seed, number))
+            _write_npz(path, x=images, y=labels[rows].numpy())
+        yield SampleStep(rows.stop, len(labels))
     if settings.keep < 1 and not _kept(run, key).exists():
         drawn = _drawn(run, key)
         counts = np.array(kept_counts(settings, len(config.data.labels)))
@@ -221,12 +235,30 @@ class Sampler:
     @torch.no_grad()
     def latents(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The reverse process from fresh Gaussian noise to latents (N, c, h, w), for what `__call__` takes."""
+        self.scheduler.set_timesteps(self.settings.steps)
+        noise = torch.randn((len(labels), *self.shape), generator=generator)  # the same on every device
+        return self._denoised(noise, self.scheduler.timesteps, labels, generator)
+
+    @torch.no_grad()
+    def varied(self, latents: Tensor, labels: Tensor, degree: float, generator: torch.Generator) -> Tensor:
+        """Latents (N, c, h, w) noised part of the way and denoised again (Meng et al. 2022, SDEdit).
+
+        Args:
+            labels: as for `latents`.
+            degree: share of the solver's steps that are gone back, in (0, 1]; at least one step.
+        """
+        self.scheduler.set_timesteps(self.settings.steps)
+        timesteps = self.scheduler.timesteps[-max(1, round(degree * self.settings.steps)) :]
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps[:1].expand(len(latents)))
+        return self._denoised(noisy, timesteps, labels, generator)
+
+    def _denoised(self, x: Tensor, timesteps: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The reverse process through these timesteps."""
         device = next(self.network.parameters()).device
         wanted, unlabelled = self._told(labels).to(device), self._told(torch.full_like(labels, -1)).to(device)
-        x = torch.randn((len(labels), *self.shape), generator=generator).to(device)  # the same on every device
-        self.scheduler.set_timesteps(self.settings.steps)
-        extra: dict[str, Any] = {"eta": self.settings.eta} if self.settings.sampler == "ddim" else {}
-        for t in self.scheduler.timesteps:
+        x, extra = x.to(device), {"eta": self.settings.eta} if self.settings.sampler == "ddim" else {}
+        for t in timesteps:
             prediction = self._guided(x, t, wanted, unlabelled)
             x = self.scheduler.step(prediction, t, x, generator=generator, **extra).prev_sample
         return x

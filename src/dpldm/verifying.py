@@ -31,14 +31,13 @@ SECTIONS = {
 INSIDE = {
     "guarantee": {"epsilon", "epsilon_replace_one", "delta", "adjacency", "unit", "covers", "public_benchmark"},
     "ledger": {"dataset_id", "head", "plans_on_this_data_set"},
-    "declared_constants": {
-        *("records", "labels", "image_size", "channels", "crop", "window", "trainable", "tune_embedder"),
-        *("optimizer", "sampling"),
-    },
+    "declared_constants": {"records", "labels", "image_size", "channels", "crop", "window", "sampling"},
     "backbone": {"name", "sha256"},
     "software": {"dpldm", "torch", "diffusers", "dp-accounting"},
 }
 """What these sections hold."""
+TUNED, EVOLVED = {"trainable", "tune_embedder", "optimizer"}, {"evolution"}
+"""What is declared beside that where a backbone was tuned, and where it was asked as it is."""
 HEX = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[\w.+-]{1,40}")
 ALLOWED_FILES = re.compile(
@@ -124,9 +123,11 @@ def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
 def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
     """Nothing missing, and neither a section nor a value of one's own to show a loss, a seed or a count in."""
     kind, declared = kind_of_statement(statement), set(statement["declared_constants"])
-    further = {"learning_rates"} if isinstance(plan, SelectionPlan) else set()
+    further = TUNED if trial_of(plan).tunes else EVOLVED
+    if isinstance(plan, SelectionPlan):
+        further = further | {"learning_rates"}
     if kind is not None and kind.text_encoder is not None:
-        further |= {"caption_template", "prompts"} & declared
+        further = further | {"caption_template", "prompts"} & declared
     inside = INSIDE | {"declared_constants": INSIDE["declared_constants"] | further}
     sections = set(statement) == SECTIONS and all(set(statement[name]) == keys for name, keys in inside.items())
     return sections and settings_are_plain(statement["declared_constants"]) and _identities_are_plain(statement)
@@ -147,10 +148,10 @@ def _identities_are_plain(statement: dict[str, Any]) -> bool:
 
 
 def _fits(statement: dict[str, Any], plan: Plan) -> bool:
-    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every query; a selection
+    """A ledger holds two lines (created, plan) before the first attempt, and at least one for every answer; a selection
     has two lines whatever its trials did, and keeps one of its candidates."""
     ledger, declared, trial = statement["ledger"], statement["declared_constants"], trial_of(plan)
-    lines = len(trial.queries) + statement["updates"]
+    lines = sum(question.answers for question in trial.queries) + statement["updates"]
     if isinstance(plan, SelectionPlan):
         lines, rates = plan.attempts, declared["learning_rates"]
         if len(rates) != plan.candidates or declared["optimizer"]["learning_rate"] not in rates:
@@ -162,7 +163,7 @@ def _fits(statement: dict[str, Any], plan: Plan) -> bool:
 def _start_is_paid_for(statement: dict[str, Any], trial: PrivacyPlan) -> bool:
     """A start from class means needs means with noise, which are a question of the plan."""
     asked = any(isinstance(question, ClassMeans) for question in trial.queries)
-    return asked or not statement["declared_constants"]["optimizer"].get("warm_start_steps", 0)
+    return asked or not statement["declared_constants"].get("optimizer", {}).get("warm_start_steps", 0)
 
 
 def _cards_agree(directory: Path, statement: dict[str, Any]) -> bool:

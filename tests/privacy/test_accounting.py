@@ -113,6 +113,15 @@ def test_a_release_beside_moves_by_the_size_of_a_group(size: int) -> None:
     assert exact - 1e-9 <= epsilon_of_group(8.0, 1.0, 10, DELTA, size, beside=beside) <= exact + 2e-2
 
 
+def test_releases_without_attempts_are_the_closed_form() -> None:
+    """Of a Gaussian, for one unit and for a group; and by Rényi DP a looser bound."""
+    beside = (WholeRelease(9.0, 14, 1.0),)
+    for size in (1, 3):
+        exact = epsilon_of(lambda eps, size=size: delta_of_gaussian(size * math.sqrt(14) / 9.0, eps), DELTA)
+        assert exact - 1e-9 <= epsilon_of_group(0.0, 1.0, 0, DELTA, size, beside=beside) <= exact + 2e-2
+    assert exact > epsilon_rdp(0.0, 1.0, 0, DELTA, beside) > epsilon(0.0, 1.0, 0, DELTA, beside=beside)
+
+
 @pytest.mark.parametrize("size", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_group_in_every_batch_is_a_gaussian_of_its_size(size: int) -> None:
     exact = epsilon_of(lambda eps: delta_of_gaussian(size * math.sqrt(10) / 8.0, eps), DELTA)

@@ -1,6 +1,7 @@
 """The plan: what it refuses, what its noise is calibrated for, and what its digest covers."""
 
 import json
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpldm.privacy.accounting import Adjacency, epsilon
+from dpldm.privacy.accounting import Adjacency, WholeRelease, epsilon
 from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
-from dpldm.privacy.questions import ClassHistogram, ClassMeans, Question
+from dpldm.privacy.questions import ClassHistogram, ClassMeans, NearestVotes, Question
 
 PLAN = PrivacyPlan(
     dataset_id="scans",
@@ -241,6 +242,21 @@ def test_constants_of_a_question_out_of_range_are_refused(change: dict[str, Any]
     stored["queries"][1] |= change
     with pytest.raises((ValueError, TypeError), match=r"class_means|unknown kind|replace_one"):
         PrivacyPlan.from_constants(stored)
+
+
+def test_a_plan_without_gradients_is_its_questions() -> None:
+    """All of their epsilon and nothing else; and no plan is without both."""
+    votes = NearestVotes(noise_multiplier=9.0, candidates=20, rounds=12)
+    alone = replace(PLAN, steps=0, reserve_steps=0, noise_multiplier=0.0, queries=(votes,))
+    assert not alone.tunes
+    assert (alone.attempts, votes.attempts) == (0, 14)
+    assert alone.stated_epsilon() == epsilon(0.0, 0.1, 0, 1e-5, beside=(WholeRelease(9.0, 14, math.sqrt(2)),))
+    assert 1 < alone.stated_epsilon() < alone.stated_epsilon(Adjacency.REPLACE_ONE)
+    assert alone.epsilon_curve() == [(0, alone.stated_epsilon())]
+    assert PrivacyPlan.from_constants(alone.constants()) == alone
+    for wrong in ({"queries": ()}, {"reserve_steps": 1}):
+        with pytest.raises(ValueError, match=r"privacy\.(steps|reserve_steps)"):
+            replace(alone, **wrong)
 
 
 def test_a_question_is_asked_once_in_a_plan() -> None:

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from dpldm.privacy.accounting import Adjacency, epsilon
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import CandidateScores, ClassHistogram
+from dpldm.privacy.questions import CandidateScores, ClassHistogram, NearestVotes
 from dpldm.privacy.selection import Plan, SelectionPlan
 from dpldm.report.curves import (
     belief,
@@ -35,10 +35,17 @@ PLAN = PrivacyPlan(
 WHOLE = replace(PLAN, expected_batch_size=1000, steps=4, reserve_steps=0, noise_multiplier=4.0)  # mu = 1/2
 ASKED = replace(PLAN, queries=(ClassHistogram(noise_multiplier=5.0),))
 SELECTED = SelectionPlan(replace(PLAN, queries=(CandidateScores(noise_multiplier=20.0, candidates=1),)), 4.0, 3)
+EVOLVED = replace(
+    PLAN,
+    steps=0,
+    reserve_steps=0,
+    noise_multiplier=0.0,
+    queries=(NearestVotes(noise_multiplier=6.0, candidates=5, rounds=7),),  # mu = 1/2
+)
 CUT = replace(PLAN, max_batch_size=200, most_records=1100)
 
 
-@pytest.mark.parametrize("plan", [PLAN, WHOLE, ASKED, CUT, SELECTED])
+@pytest.mark.parametrize("plan", [PLAN, WHOLE, ASKED, CUT, SELECTED, EVOLVED])
 @pytest.mark.parametrize("adjacency", Adjacency)
 def test_the_curve_passes_through_the_stated_point(plan: Plan, adjacency: Adjacency) -> None:
     """On a coarser grid, hence up to some percent above; never below by more than the fine grid's own slack."""
@@ -55,6 +62,9 @@ def test_of_a_gaussian_everything_is_a_closed_form() -> None:
         exact = norm.sf(norm.isf(alpha) - 0.5)
         assert exact * (1 - 1e-6) <= curve.true_alarms(alpha) <= exact * 1.02
     assert epsilon_without_amplification(WHOLE) == pytest.approx(WHOLE.epsilon_after(4), rel=1e-3)
+    assert gaussian_mu(EVOLVED) == pytest.approx(0.5)
+    assert epsilon_without_amplification(EVOLVED) == pytest.approx(EVOLVED.stated_epsilon(), rel=1e-3)
+    assert epsilon_by_renyi(EVOLVED) == epsilon_by_renyi(WHOLE)
 
 
 @pytest.mark.parametrize("adjacency", Adjacency)

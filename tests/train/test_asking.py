@@ -58,7 +58,7 @@ def test_questions_are_charged_and_answered_before_the_first_attempt(answered: R
     shapes = {}
     for kind in KINDS:
         groups, facts = load_checkpoint(Run(answered).answers / f"{kind}.safetensors")
-        assert set(facts) == {"plan", "question", "backbone", "head"}
+        assert set(facts) == {"plan", "question", "number", "backbone", "head"}
         assert list(groups) == ["answer"]
         shapes[kind] = groups["answer"]["noised"].shape
     assert shapes == {"class_histogram": (2,), "class_means": (2, 2 * 4 * 4 + 1)}

@@ -20,9 +20,10 @@ from dpldm.errors import UserError
 from dpldm.loading import load_config, validate
 from dpldm.models.autoencoder import Posterior, decode, encode
 from dpldm.models.backbone import load_backbone
-from dpldm.recipe import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
+from dpldm.recipe import AdversarialRecipe, AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
 from dpldm.releasing import release
 from dpldm.sampling import sample
+from dpldm.train import adversarial
 from dpldm.train.autoencoder import (
     AutoencoderTraining,
     autoencoder_loss,
@@ -397,6 +398,34 @@ def test_sizes_that_do_not_fit_are_refused(recipe: BackboneRecipe) -> None:
         raw = recipe.model_dump() | {"diffusion": diffusion_recipe().model_dump() | diffusion, "space": space}
         with pytest.raises(UserError, match=r"diffusion\.(heads|told|attention)"):
             validate(BackboneRecipe, raw)
+
+
+def test_a_backbone_may_have_the_papers_loss_and_a_codebook(recipe: BackboneRecipe, monkeypatch: Any) -> None:
+    """Its latents are those of the codebook's autoencoder, standardised; and it says how it was trained, not where."""
+    weights = recipe.output / "vgg16.pth"
+    papers = AdversarialRecipe(
+        discriminator_start=2,
+        discriminator_width=4,
+        discriminator_layers=2,
+        perceptual="vgg-lpips",
+        perceptual_weights=(weights,),
+    )
+    given: list[tuple[str, Any]] = []
+    nothing = lambda first, second: (first - second).square().flatten(1).mean(1)  # noqa: E731
+    monkeypatch.setattr(adversarial, "build_perceptual", lambda *what: given.append(what) or nothing)
+    first = recipe.autoencoder.model_copy(update={"codebook": 12, "adversarial": papers})
+    list(pretrain(recipe.model_copy(update={"autoencoder": first})))
+    assert given == [("vgg-lpips", (weights,))]
+    backbone = load_backbone(str(recipe.output))
+    assert type(backbone.autoencoder).__name__ == "VQModel"
+    assert backbone.index["vae"] == ["diffusers", "VQModel"]
+    latents = encode(backbone.autoencoder, public_images(40)).mean
+    assert float(latents.square().mean()) == pytest.approx(1, abs=0.1)
+    assert decode(backbone.autoencoder, latents, 16).shape == (40, 16, 16, 1)
+    card = json.loads((recipe.output / "backbone.json").read_text())
+    assert card["recipe"]["autoencoder"]["codebook"] == 12
+    assert card["recipe"]["autoencoder"]["adversarial"]["perceptual"] == "vgg-lpips"
+    assert str(weights.parent) not in json.dumps(card)
 
 
 def test_an_interrupted_pretraining_gives_the_same_backbone(recipe: BackboneRecipe, tmp_path: Path) -> None:

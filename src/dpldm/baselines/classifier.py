@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpldm.baselines.result import Baseline, require_classes, run_of
+from dpldm.baselines.result import Baseline, require_cap, require_classes, run_of, untuned, without_spread
 from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.data.latents import PrivateLatents, private_encodings
 from dpldm.device import chosen_device
@@ -26,7 +26,6 @@ from dpldm.errors import MissingExtra, UserError
 from dpldm.evaluation.evaluate import real_test_images
 from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor, scaled
 from dpldm.evaluation.utility import score
-from dpldm.models.autoencoder import Posterior
 from dpldm.models.backbone import load_backbone
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import Entropy, SystemEntropy
@@ -112,42 +111,20 @@ def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
         UserError: see `plan_of`.
     """
     records = config.privacy.records
-    privacy = config.privacy.model_copy(
+    privacy = untuned(config.privacy).model_copy(
         update={
             "expected_batch_size": None if records is None else max(1, int(records * BATCH_SHARE)),
             "steps": STEPS,
-            "reserve_steps": None,
             "max_grad_norm": CLIP_NORM,
-            "clipping": "flat",
-            "draws_per_example": 1,
-            "max_batch_size": None,
-            "most_records": None,
-            "histogram_noise": None,
-            "class_means_noise": None,
-            "public_classes_noise": None,
-            "class_means_clip": None,
-            "class_parts": 1,
-            "class_spreads_noise": None,
-            "class_spreads_clip": None,
         }
     )
     selection = config.selection.model_copy(update={"learning_rates": ()})
     sections = {"privacy": privacy, "selection": selection, "optimizer": SETTINGS}
     plan = plan_of(config.model_copy(update=sections))
-    _require_cap(config)
+    require_cap(config, "classifier")
     Run(config).create()
     run = run_of(config, "classifier", Run(config).ledger, **sections)
     return run, replace(plan, run=f"{config.name}/classifier")
-
-
-def _require_cap(config: RunConfig) -> None:
-    """A first plan sets the cap of all that follow to its own budget: the run itself could never be paid for."""
-    privacy = config.privacy
-    if not privacy.public_benchmark and privacy.cap is None and not Run(config).ledger.exists():
-        raise UserError(
-            "The classifier costs as much as the run itself, and the first plan on a data set fixes what all may cost: "
-            "declare privacy.cap, the total (epsilon, delta) of both."
-        )
 
 
 def public_features(config: RunConfig) -> FeatureExtractor:
@@ -182,7 +159,7 @@ def train(
     _require_same_features(head, run, extractor)
     features = private_encodings(
         run.config.data,
-        lambda pixels: _without_spread(scaled(extractor(pixels))),
+        lambda pixels: without_spread(scaled(extractor(pixels))),
         extractor.name,
         run.private / "features.safetensors",
         images_per_group=plan.images_per_unit if plan.unit == "group" else None,
@@ -219,11 +196,6 @@ def updates(
             head.update(mechanism.release())
             head.save(run, plan, ledger.head)
             yield shown(head, plan, ledger, curve)
-
-
-def _without_spread(features: Tensor) -> Posterior:
-    """Features in the shape that private records are kept in: there is nothing to draw."""
-    return Posterior(features, torch.full((len(features), 1), -torch.inf))
 
 
 def _require_same_features(head: Head, run: Run, extractor: FeatureExtractor) -> None:

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpldm.config import RunConfig
+import torch
+from torch import Tensor
+
+from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.evaluation.utility import Score
+from dpldm.models.autoencoder import Posterior
 from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.run import Run
@@ -62,6 +66,48 @@ def run_of(config: RunConfig, kind: str, ledger: Path, **sections: Any) -> Run:
         "runtime": config.runtime.model_copy(update={"output": folder_of(config)}),
     }
     return Run(config.model_copy(update=changes | sections))
+
+
+def untuned(privacy: PrivacyConfig) -> PrivacyConfig:
+    """What is promised of whom, as declared; all that is about tuning a backbone at rest."""
+    return privacy.model_copy(
+        update={
+            "expected_batch_size": None,
+            "steps": 1,
+            "reserve_steps": None,
+            "max_grad_norm": 1.0,
+            "clipping": "flat",
+            "draws_per_example": 1,
+            "max_batch_size": None,
+            "most_records": None,
+            "histogram_noise": None,
+            "class_means_noise": None,
+            "public_classes_noise": None,
+            "class_means_clip": None,
+            "class_parts": 1,
+            "class_spreads_noise": None,
+            "class_spreads_clip": None,
+        }
+    )
+
+
+def require_cap(config: RunConfig, kind: str) -> None:
+    """A first plan sets the cap of all that follow to its own budget: the run itself could never be paid for.
+
+    Raises:
+        UserError: this baseline would be the first, and no cap is declared.
+    """
+    privacy = config.privacy
+    if not privacy.public_benchmark and privacy.cap is None and not Run(config).ledger.exists():
+        raise UserError(
+            f"The baseline {kind} costs as much as the run itself, and the first plan on a data set fixes what all may "
+            "cost: declare privacy.cap, the total (epsilon, delta) of both."
+        )
+
+
+def without_spread(features: Tensor) -> Posterior:
+    """Features (N, d) in the shape that private records are kept in: there is nothing to draw."""
+    return Posterior(features, torch.full((len(features), 1), -torch.inf))
 
 
 def require_published(config: RunConfig, kind: str) -> None:

@@ -9,6 +9,7 @@ from dpldm.data.fingerprints import plans_after_a_change
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
+from dpldm.report.wording import is_evolution
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -63,6 +64,8 @@ def _shown(entries: list[dict[str, Any]], changed: set[str]) -> str:
         note = "; INTERNAL: the data had changed since the plan before" if entry["plan"] in changed else ""
         if constants.get("kind") == "selection":
             state = f"selection among {constants['candidates']} candidates, {('not begun', 'begun', 'ended')[used]}"
+        elif is_evolution(constants):
+            state = "votes alone, no gradients"
         else:
             state = f"{used} of {constants['steps'] + constants['reserve_steps']} attempts made"
         lines.append(f"  {printable(constants['run'])}: {budget}, {state}{note}")
@@ -71,7 +74,7 @@ def _shown(entries: list[dict[str, Any]], changed: set[str]) -> str:
                 line["event"] == "query" and (line["plan"], line["query"]) == (entry["plan"], query["kind"])
                 for line in entries
             )
-            paid = f"{asked} of {1 + query['reserve']} attempts made"
+            paid = f"{asked} of {query.get('rounds', 1) + query['reserve']} attempts made"
             lines.append(f"    query {printable(query['kind'])}: noise {query['noise_multiplier']:g}, {paid}")
     spent = [sum(entry["constants"][key] for entry in plans) for key in ("epsilon", "delta")]
     head = entries[-1]

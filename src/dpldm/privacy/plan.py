@@ -27,7 +27,10 @@ UNITS = ("image", "group")
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """Poisson-subsampled Gaussian mechanism, `attempts` times, on units of `dataset_id`."""
+    """Poisson-subsampled Gaussian mechanism, `attempts` times, on units of `dataset_id`, and questions beside it.
+
+    A plan of `steps` 0 has no gradients: its questions are all there is.
+    """
 
     dataset_id: str  # the ledger's owner; stays the same when the folder changes
     run: str  # another run with the same constants is another plan, and is paid for again
@@ -35,7 +38,7 @@ class PrivacyPlan:
     delta: float
     records: int  # declared public size: number of units, rounded down by the user
     expected_batch_size: int  # L, the constant every clipped sum is divided by
-    steps: int  # T, updates wanted
+    steps: int  # T, updates wanted; 0: no gradients, questions alone
     reserve_steps: int  # R, attempts that may be lost to crashes
     max_grad_norm: float  # C
     draws_per_example: int  # K noise and timestep draws, averaged inside an example
@@ -69,10 +72,10 @@ class PrivacyPlan:
             raise ValueError("privacy.records must be at least 10.")
         if not 1 <= self.expected_batch_size <= self.records:
             raise ValueError("privacy.expected_batch_size must lie between 1 and privacy.records.")
-        if min(self.steps, self.draws_per_example) < 1:
+        if self.draws_per_example < 1 or self.steps < (0 if self.queries else 1):
             raise ValueError("privacy.steps and draws_per_example must be positive.")
-        if self.reserve_steps < 0:
-            raise ValueError("privacy.reserve_steps must not be negative.")
+        if self.reserve_steps < 0 or (self.steps == 0 and self.reserve_steps > 0):
+            raise ValueError("privacy.reserve_steps must not be negative, and is 0 where there are no gradients.")
         if self.attempts > MOST_ATTEMPTS:
             raise ValueError(f"privacy.steps and reserve_steps must not exceed {MOST_ATTEMPTS:,} together.")
         if not 1 / LARGEST_CLIP_NORM <= self.max_grad_norm <= LARGEST_CLIP_NORM:
@@ -139,6 +142,11 @@ class PrivacyPlan:
         return self.steps + self.reserve_steps
 
     @property
+    def tunes(self) -> bool:
+        """Whether there are gradients."""
+        return self.steps > 0
+
+    @property
     def cap(self) -> Cap | None:
         """What the accountant must know if batches are cut."""
         if self.max_batch_size is None or self.most_records is None:
@@ -173,6 +181,8 @@ class PrivacyPlan:
         Epsilons are upper bounds on a coarse grid, capped by the exact final value, which bounds them all.
         """
         final = self.stated_epsilon()
+        if not self.tunes:
+            return [(0, final)]
         grid = sorted({max(1, round(self.attempts * (k + 1) / points)) for k in range(points)})
         return [
             (

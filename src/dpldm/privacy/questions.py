@@ -22,7 +22,7 @@ MOST_PARTS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Question(ABC):
-    """One Gaussian release on the whole data set, asked until it is answered once."""
+    """One Gaussian release on the whole data set, asked until it is answered `answers` times."""
 
     kind: ClassVar[str]  # its name in the ledger and in privacy.json; a plan holds each kind at most once
     noise_multiplier: float  # standard deviation over what adding or removing one unit changes at most
@@ -42,9 +42,14 @@ class Question(ABC):
             raise ValueError(f"The reserve of {self.kind} must be a whole number from 0 to {MOST_RESERVE}.")
 
     @property
+    def answers(self) -> int:
+        """How many answers are wanted."""
+        return 1
+
+    @property
     def attempts(self) -> int:
         """How often it may be asked, and what is paid for."""
-        return 1 + self.reserve
+        return self.answers + self.reserve
 
     @property
     @abstractmethod
@@ -89,6 +94,31 @@ class PublicClassHistogram(Histogram):
         super().__post_init__()
         if type(self.public_classes) is not int or not 1 <= self.public_classes <= 1_000_000:
             raise ValueError(f"The public classes of {self.kind} must be a whole number from 1 to 1,000,000.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestVotes(Histogram):
+    """Of each candidate image, which an image resembles most among those of its class. Asked in every round, about
+    candidates that depend on earlier answers alone."""
+
+    kind = "nearest_votes"
+    candidates: int
+    rounds: int
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        for number, most in ((self.candidates, 1_000_000), (self.rounds, 1000)):
+            if type(number) is not int or not 1 <= number <= most:
+                raise ValueError(
+                    f"The candidates of {self.kind} must be a whole number from 1 to 1,000,000, its rounds one from 1 "
+                    "to 1,000."
+                )
+
+    @property
+    def answers(self) -> int:
+        """One a round."""
+        return self.rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +198,7 @@ class CandidateScores(Question):
 
 KINDS: dict[str, type[Question]] = {
     question.kind: question
-    for question in (ClassHistogram, PublicClassHistogram, ClassMeans, ClassSpreads, CandidateScores)
+    for question in (ClassHistogram, PublicClassHistogram, NearestVotes, ClassMeans, ClassSpreads, CandidateScores)
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpldm.config import RunConfig
-from dpldm.report.wording import guarantee_sentence, is_selection, odds_sentence, trial_constants
+from dpldm.report.wording import guarantee_sentence, is_evolution, is_selection, odds_sentence, trial_constants
 
 PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#|!~&:@$"})
 WEB = re.compile(r"\bwww\.", re.IGNORECASE)
@@ -23,12 +23,7 @@ This release is {guarantee_sentence(statement)}.
 | | |
 |---|---|
 | mechanism | {statement["mechanism"]} |
-| noise multiplier sigma | {plan["noise_multiplier"]} |
-| sampling probability q | {plan["expected_batch_size"]} / {plan["records"]} |
-| updates made | {statement["updates"]} of {plan["steps"]} |
-| attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
-| clip norm C, rule, draws K | {plan["max_grad_norm"]:g}, {plan["clipping"]}, {plan["draws_per_example"]} |
-{_selection_row(statement)}{_query_rows(plan)}| backbone (public) | {plain(statement["backbone"]["name"])} |
+{_mechanism_rows(statement)}| backbone (public) | {plain(statement["backbone"]["name"])} |
 | ledger head | {statement["ledger"]["head"]["seq"]}, `{statement["ledger"]["head"]["hash"]}` |
 
 Not protected, because declared public: the number of records as declared ({plan["records"]}), the class names, image
@@ -68,6 +63,24 @@ and no part of it alone.
 """
 
 
+def _mechanism_rows(statement: Mapping[str, Any]) -> str:
+    """Rows of the table about what was noised."""
+    return _gradient_rows(statement) + _selection_row(statement) + _query_rows(trial_constants(statement["plan"]))
+
+
+def _gradient_rows(statement: Mapping[str, Any]) -> str:
+    """Rows of the table about gradients, where there are any."""
+    if is_evolution(statement["plan"]):
+        return ""
+    plan = trial_constants(statement["plan"])
+    return f"""| noise multiplier sigma | {plan["noise_multiplier"]} |
+| sampling probability q | {plan["expected_batch_size"]} / {plan["records"]} |
+| updates made | {statement["updates"]} of {plan["steps"]} |
+| attempts accounted (T + R) | {plan["steps"]} + {plan["reserve_steps"]} |
+| clip norm C, rule, draws K | {plan["max_grad_norm"]:g}, {plan["clipping"]}, {plan["draws_per_example"]} |
+"""
+
+
 def _selection_row(statement: Mapping[str, Any]) -> str:
     """A row of the table for a selection. The rows about sigma, updates and attempts are those of a trial."""
     if not is_selection(plan := statement["plan"]):
@@ -83,7 +96,7 @@ def _query_rows(plan: Mapping[str, Any]) -> str:
     """A row of the table for each question beside the gradients."""
     return "".join(
         f"| query {query['kind']} | noise multiplier {query['noise_multiplier']:g}, "
-        f"attempts accounted 1 + {query['reserve']} |\n"
+        f"attempts accounted {query.get('rounds', 1)} + {query['reserve']} |\n"
         for query in plan.get("queries", ())
     )
 

@@ -70,8 +70,9 @@ def _deltas(plan: PrivacyPlan, adjacency: Adjacency, epsilons: Floats) -> Floats
     replacing = adjacency is Adjacency.REPLACE_ONE
     relation = NeighboringRelation.REPLACE_ONE if replacing else NeighboringRelation.ADD_OR_REMOVE_ONE
     accountant = PLDAccountant(relation, GRID)
-    attempt = PoissonSampledDpEvent(plan.sampling_probability, GaussianDpEvent(plan.noise_multiplier))
-    accountant.compose(SelfComposedDpEvent(attempt, plan.attempts))
+    if plan.tunes:
+        attempt = PoissonSampledDpEvent(plan.sampling_probability, GaussianDpEvent(plan.noise_multiplier))
+        accountant.compose(SelfComposedDpEvent(attempt, plan.attempts))
     for query in plan.beside:  # the accountant moves a replaced unit's sum by 2 (see privacy/accounting.py)
         relative = 2 / query.replace_one if replacing else 1.0
         accountant.compose(SelfComposedDpEvent(GaussianDpEvent(query.noise_multiplier * relative), query.times))
@@ -81,7 +82,7 @@ def _deltas(plan: PrivacyPlan, adjacency: Adjacency, epsilons: Floats) -> Floats
 
 def gaussian_mu(plan: PrivacyPlan) -> float:
     """mu of the plan if every unit were in every batch: Gaussians compose to one (Dong et al. 2022, cor. 3)."""
-    attempts = plan.attempts / plan.noise_multiplier**2
+    attempts = plan.attempts / plan.noise_multiplier**2 if plan.tunes else 0.0
     return math.sqrt(attempts + sum(query.times / query.noise_multiplier**2 for query in plan.beside))
 
 

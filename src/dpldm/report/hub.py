@@ -11,9 +11,9 @@ import yaml
 from dpldm.config import RunConfig
 from dpldm.models.backbone import HUB_ID
 from dpldm.report.card import benchmark_note, plain
-from dpldm.report.wording import guarantee_sentence, odds_sentence, tells_public_classes, trial_constants
+from dpldm.report.wording import guarantee_sentence, is_evolution, odds_sentence, tells_public_classes, trial_constants
 
-TAGS = ("synthetic", "differential-privacy", "dp-sgd")
+TAGS = ("synthetic", "differential-privacy")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 """Numbers of images below which a hub calls a set so."""
 LIMITS = """Limits: small classes and rare appearances are rendered worst, since noise hides what few images have: some
@@ -38,7 +38,7 @@ def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
         "task_categories": [_task(config, statement)],
         "size_categories": [next((name for most, name in SIZES if count < most), "1M<n<10M")],
         "annotations_creators": ["machine-generated"],
-        "tags": list(TAGS),
+        "tags": [*TAGS, "private-evolution" if is_evolution(statement["plan"]) else "dp-sgd"],
         "pretty_name": config.name,
     }
     return f"""{_block(header)}
@@ -72,7 +72,7 @@ def model_card(
         "license": config.licence,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image" if told == "captions" else "unconditional-image-generation",
-        "tags": [*TAGS, "latent-diffusion", "dpldm", *(["lora"] if adapters else [])],
+        "tags": [*TAGS, "dp-sgd", "latent-diffusion", "dpldm", *(["lora"] if adapters else [])],
         **({"base_model": base} if HUB_ID.fullmatch(base) else {}),
     }
     kind = f"adapters (LoRA) for the {plain(pipeline)} {name}" if adapters else f"a {plain(pipeline)} of diffusers"

@@ -31,6 +31,8 @@ def guarantee_sentence(statement: Mapping[str, Any]) -> str:
 
 def covers(plan: Mapping[str, Any]) -> str:
     """What the guarantee of a plan of either kind (its constants) is about."""
+    if is_evolution(plan):
+        return "all noised votes of all rounds, hence every candidate and image made from them"
     answers = " and query answers" if trial_constants(plan).get("queries") else ""
     if is_selection(plan):
         return (
@@ -44,6 +46,8 @@ def covers(plan: Mapping[str, Any]) -> str:
 def mechanism(plan: Mapping[str, Any]) -> str:
     """The mechanism of a plan of either kind (its constants) in a line."""
     trial = trial_constants(plan)
+    if is_evolution(plan):
+        return f"Gaussian ({trial['noise']} noise) on the votes of all units, one each, in every round"
     before = "Gaussian queries, then " if trial.get("queries") else ""
     if is_selection(plan):
         before = "best of a secret, geometric number of trials by a noised score, each Gaussian queries and "
@@ -53,6 +57,11 @@ def mechanism(plan: Mapping[str, Any]) -> str:
 def is_selection(plan: Mapping[str, Any]) -> bool:
     """Whether these are the constants of a selection among trials."""
     return plan.get("kind") == "selection"
+
+
+def is_evolution(plan: Mapping[str, Any]) -> bool:
+    """Whether these are the constants of rounds of votes, without gradients."""
+    return plan.get("steps") == 0
 
 
 def trial_constants(plan: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,21 +14,24 @@ from typing import Any
 import yaml
 
 import dpldm
+from dpldm.baselines.pe import pe_run
 from dpldm.config import RunConfig
 from dpldm.data.ingest import keyed_fingerprint
 from dpldm.data.readers import open_source
 from dpldm.run import paid_plan
 
 
-def collect(run: Path, command: str) -> dict[str, Any]:
+def collect(run: Path, command: str, *, evolved: bool = False) -> dict[str, Any]:
     """Everything worth keeping about a run that was evaluated, without paths of the machine.
 
     Args:
         run: its directory.
         command: the command that made it.
+        evolved: it is about what `dpldm baseline pe` found beside the run.
     """
     config = RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text()))
-    plan = paid_plan(config)
+    plan = pe_run(config)[1] if evolved else paid_plan(config)
+    found = "baselines/pe.json" if evolved else "evaluation.json"
     timings = [json.loads(line) for line in (run / "private" / "timings.jsonl").read_text().splitlines()]
     return {
         "command": command,
@@ -36,7 +39,7 @@ def collect(run: Path, command: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "config": shown(config),
         "plan": plan.constants() | {"epsilon_stated": plan.stated_epsilon()},
-        "evaluation": json.loads((run / "private" / "evaluation.json").read_text()),
+        "evaluation": json.loads((run / "private" / found).read_text()),
         "seconds": timings,
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("dpldm", "torch", "diffusers", "dp-accounting")},

@@ -62,7 +62,15 @@ SAMPLING: dict[str, Callable[[Any], bool]] = {
     "seed": _number,
     "batch_size": _number,
 }
-"""What is declared of these two sections; an older release may lack one."""
+EVOLUTION: dict[str, Callable[[Any], bool]] = {
+    "rounds": _number,
+    "candidates": _number,
+    "threshold": _number,
+    "degrees": _numbers,
+    "features": _one_of("efficientnet-lite0", "encoder"),
+}
+TABLES = {"optimizer": OPTIMIZER, "sampling": SAMPLING, "evolution": EVOLUTION}
+"""What is declared of these sections; an older release may lack one of a section's settings."""
 BESIDE: dict[str, Callable[[Any], bool]] = {
     "crop": _one_of("center", "none"),
     "window": _or_none(_numbers),
@@ -82,11 +90,11 @@ def settings_are_plain(declared: Mapping[str, Any]) -> bool:
         declared: the statement's declared constants.
 
     Raises:
-        LookupError, AttributeError: a section is missing.
+        AttributeError: a section is none.
     """
-    optimizer, sampling = declared["optimizer"], declared["sampling"]
+    sections = [(values, TABLES[name]) for name, values in declared.items() if name in TABLES]
     beside = {name: value for name, value in declared.items() if name in BESIDE}
     return all(
         set(values) <= set(table) and all(table[name](value) for name, value in values.items())
-        for values, table in ((optimizer, OPTIMIZER), (sampling, SAMPLING), (beside, BESIDE))
+        for values, table in (*sections, (beside, BESIDE))
     )

@@ -66,40 +66,48 @@ def ask_once(
     ledger: Ledger,
     backbone: str,
     entropy: Entropy,
+    number: int = 1,
 ) -> Tensor:
     """The kept answer to a question, or one that is asked now (see `queries.ask`) and kept.
+
+    Args:
+        number: which of its `answers` it is, from 1 on.
 
     Raises:
         BudgetExhausted: its attempts are used up without an answer.
         UserError: see `read_answer`.
     """
-    kept = read_answer(run, plan, question, ledger, backbone)
+    kept = read_answer(run, plan, question, ledger, backbone, number)
     if kept is not None:
         return kept
     answer, head = ask(question, total, plan, ledger, entropy), ledger.head
     facts = {
         "plan": plan.digest(),
         "question": question.constants(),
+        "number": number,
         "backbone": backbone,
         "head": [head.seq, head.hash],
     }
     run.answers.mkdir(exist_ok=True)
-    save_checkpoint(_place(run, question), {"answer": {"noised": answer}}, facts)
+    save_checkpoint(_place(run, question, number), {"answer": {"noised": answer}}, facts)
     return answer
 
 
-def read_answer(run: Run, plan: Plan, question: Question, ledger: Ledger, backbone: str) -> Tensor | None:
-    """The noised answer to a question of the plan, or None if there is none yet.
+def read_answer(
+    run: Run, plan: Plan, question: Question, ledger: Ledger, backbone: str, number: int = 1
+) -> Tensor | None:
+    """The noised answer of that number to a question of the plan, or None if there is none yet.
 
     Raises:
         UserError: it was given under another plan, about the latents of another backbone, or its charge is not in the
             ledger.
     """
-    path = _place(run, question)
+    path = _place(run, question, number)
     if not path.exists():
         return None
     groups, facts = load_checkpoint(path, paid_for=True)
-    if facts["plan"] != plan.digest() or facts["question"] != question.constants():
+    asked = (facts["plan"], facts["question"], facts.get("number", 1))
+    if asked != (plan.digest(), question.constants(), number):
         raise UserError(
             f"The answer to the query {question.kind} was given under another privacy plan: give this run a new name, "
             "or restore the privacy settings it was started with."
@@ -152,8 +160,9 @@ def places_of(latents: PrivateLatents) -> Places:
     return Places(records, latents.labels[records], weights)
 
 
-def _place(run: Run, question: Question) -> Path:
-    return run.answers / f"{question.kind}.safetensors"
+def _place(run: Run, question: Question, number: int) -> Path:
+    name = question.kind if question.answers == 1 else f"{question.kind}-{number:04d}"
+    return run.answers / f"{name}.safetensors"
 
 
 def _total(question: Question, latents: PrivateLatents, classes: int, centres: Tensor | None) -> Tensor:

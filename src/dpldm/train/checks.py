@@ -18,11 +18,25 @@ from dpldm.train.made_up import made_up_records
 
 
 def check_fit(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse a backbone that is not public, that cannot hold the images, or cannot be told what they are told by.
+
+    Raises:
+        UserError: see `check_images`; or it is told something else, or nothing; or images are to be mirrored, and it
+            works on latents.
+    """
+    check_images(config, backbone)
+    if config.optimizer.mirror and not isinstance(backbone.autoencoder, Pixels):
+        raise UserError(
+            "optimizer.mirror is for backbones of pixels: the latent of a mirrored image is not the mirrored latent."
+        )
+    require_condition(config, backbone)
+
+
+def check_images(config: RunConfig, backbone: Backbone) -> None:
     """Refuse a backbone that is not public, and images that it cannot hold.
 
     Raises:
-        UserError: it was itself tuned on private images, or channels, size or condition do not fit, or images are to be
-            mirrored and it works on latents.
+        UserError: it was itself tuned on private images, or channels or size do not fit.
     """
     data = config.data
     if "tuned" in backbone.provenance:
@@ -34,12 +48,7 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
         raise UserError(
             f"data.channels is {data.channels}, the backbone {backbone.name} has {backbone.channels}: change one."
         )
-    if config.optimizer.mirror and not isinstance(backbone.autoencoder, Pixels):
-        raise UserError(
-            "optimizer.mirror is for backbones of pixels: the latent of a mirrored image is not the mirrored latent."
-        )
     require_size(data.image_size, backbone)
-    require_condition(config, backbone)
 
 
 def require_size(size: int, backbone: Backbone) -> None:

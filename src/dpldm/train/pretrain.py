@@ -16,9 +16,13 @@ from dpldm.models.autoencoder import Autoencoder, Pixels, Posterior
 from dpldm.models.backbone import OWN, OWN_OF_PIXELS, OWN_UNCONDITIONAL, Backbone
 from dpldm.models.denoiser import build_scheduler
 from dpldm.recipe import BackboneRecipe
-from dpldm.train.autoencoder import AutoencoderTraining, mean_absolute_error
+from dpldm.train.adversarial import stage_1
+from dpldm.train.autoencoder import mean_absolute_error
 from dpldm.train.diffusion import DiffusionTraining, encode_public, pseudo_classes
 from dpldm.train.public_data import PublicImages, load_public_images
+
+PLACES: Any = {"public": True, "output": True, "device": True, "autoencoder": {"adversarial": {"perceptual_weights"}}}
+"""Settings that are places of a machine."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
 
     autoencoder: Autoencoder = Pixels(recipe.channels)
     if recipe.space == "latents":
-        first = AutoencoderTraining(
+        first = stage_1(
             *(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors"),
             jittered=recipe.jitter,
             device=device,
@@ -95,7 +99,7 @@ def _provenance(
 ) -> dict[str, Any]:
     shown = images[:: max(1, len(images) // 2000)]
     return {
-        "recipe": recipe.model_dump(mode="json", exclude={"public", "output", "device"}),
+        "recipe": recipe.model_dump(mode="json", exclude=PLACES),
         "public_sets": [dict(PublicSet.load(path).provenance) for path in recipe.public],
         "public_images": len(images),
         "pseudo_class_sizes": np.bincount(labels.numpy(), minlength=classes).tolist(),

@@ -1,0 +1,81 @@
+"""What an autoencoder recipe keeps of public images, judged by a network that took no part in its training.
+
+    python tools/reconstruction.py RECIPE.yaml --judge PUBLIC_SET [--output FILE]
+
+Trains stage 1 of the recipe (resumes, as `dpldm pretrain` does, in the same place), and compares held-out public images
+with their reconstructions: L1; the perceptual distance through EfficientNet-Lite2, which no loss uses; and the KID of
+its features. Accuracy on reconstructed benchmark images is `tools/gates.py`, for a whole backbone.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpldm.data.public.collection import PublicSet
+from dpldm.evaluation.features import EfficientNetLite2
+from dpldm.evaluation.fidelity import kid
+from dpldm.loading import load_config
+from dpldm.models.autoencoder import Autoencoder, decode, encode
+from dpldm.models.perceptual import EfficientNetDistance
+from dpldm.recipe import BackboneRecipe
+from dpldm.train.adversarial import stage_1
+from dpldm.train.autoencoder import mean_absolute_error
+from dpldm.train.public_data import load_public_images
+
+AT_ONCE = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--judge", type=Path, required=True, help="a public set that the recipe does not train on")
+    parser.add_argument("--images", type=int, default=2000, help="how many of it")
+    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    given = parser.parse_args()
+    recipe = load_config(BackboneRecipe, given.recipe)
+    work = recipe.output.with_name(recipe.output.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    images = load_public_images(recipe.public, recipe.image_size, recipe.channels)
+    training = stage_1(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors")
+    for _ in training.steps():
+        pass
+    held_out = PublicSet.load(given.judge).images
+    chosen = held_out[np.random.default_rng(0).permutation(len(held_out))[: given.images]]
+    result = judged(training.finish(), chosen) | {
+        "trained_on": len(images),
+        "recipe": recipe.autoencoder.model_dump(mode="json", exclude={"adversarial": {"perceptual_weights"}}),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if given.output:
+        given.output.write_text(text + "\n", encoding="utf-8")
+
+
+def judged(autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:
+    """Distances between images, uint8 (N, S, S, C), and their reconstructions."""
+    restored = decode(autoencoder, encode(autoencoder, images).mean, images.shape[1])
+    distance, features = EfficientNetDistance(2), EfficientNetLite2()
+    with torch.no_grad():
+        perceptual = [
+            float(value)
+            for start in range(0, len(images), AT_ONCE)
+            for value in distance(*(_pixels(part[start : start + AT_ONCE]) for part in (images, restored)))
+        ]
+    return {
+        "judged_images": len(images),
+        "l1": mean_absolute_error(autoencoder, images),
+        "perceptual_efficientnet_lite2": float(np.mean(perceptual)),
+        f"kid_{features.name}": kid(features(images), features(restored))[0],
+    }
+
+
+def _pixels(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+if __name__ == "__main__":
+    main()
