@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
-project, author, copyright = "dpldm", "The dpldm authors", "The dpldm authors, Apache-2.0"  # noqa: A001
+project, author, copyright = "dpldm", "The dpldm authors", "The dpldm authors, Apache-2.0"
 version = release = dpldm.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
 exclude_patterns = ["_static"]

@@ -25,9 +25,7 @@ def draw(model: Path, label: int, count: int, steps: int, seed: int) -> torch.Te
     # The network is told a class as one row of ones and zeros; the last place means "no class".
     told = F.one_hot(torch.full((count, 1), label), unet.config.encoder_hid_dim).float()
     side = unet.config.sample_size
-    latents = torch.randn(
-        (count, unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(seed)
-    )
+    latents = torch.randn((count, unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(seed))
     solver.set_timesteps(steps)
     for t in solver.timesteps:
         prediction = unet(latents, t, encoder_hidden_states=told).sample

@@ -1,7 +1,7 @@
 """A run in Python: look at the plan, stop if nothing is to be expected of it, tune, draw, release, verify.
 
     python examples/tune_folder.py run.yaml
-    python examples/tune_folder.py run.yaml --anyway --privacy.epsilon 4
+    python examples/tune_folder.py run.yaml --anyway --epsilon 4
 
 `run.yaml` is a config as `dpldm inspect --write run.yaml` starts one. The same line goes on after an interruption.
 """
@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 from dpldm import RunConfig, finetune, load_config, plan, release, sample, verify
-from dpldm.commands.run import overrides
 from dpldm.outlook import Verdict
 
 
@@ -19,8 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--anyway", action="store_true", help="run a plan that is not expected to learn")
-    given, settings = parser.parse_known_args()
-    config = load_config(RunConfig, given.config, overrides(settings))
+    parser.add_argument("--epsilon", help="in place of the config's")
+    given = parser.parse_args()
+    config = load_config(RunConfig, given.config, [("privacy.epsilon", given.epsilon)] if given.epsilon else [])
 
     forecast = plan(config)  # opens no image, spends nothing
     print(f"epsilon {forecast.epsilon:.2f}, noise-to-signal {forecast.noise_to_signal:.2f}")
