@@ -435,6 +435,23 @@ def test_inspect_starts_a_config_that_plans(
     assert "cannot be written" in refusal(capsys)
 
 
+def test_inspect_takes_the_columns_that_are_named(tmp_path: Path, image_folder: Path, capsys: Capture) -> None:
+    names = [path.relative_to(image_folder).as_posix() for path in sorted(image_folder.rglob("*.png"))]
+    rows = "".join(f"{name},a thing,kind,somebody\n" for name in names)
+    (image_folder / "metadata.csv").write_text("file_name,words,sort,whose\n" + rows)
+    path = tmp_path / "run.yaml"
+    columns = ["--label-column", "sort", "--caption-column", "words", "--group-column", "whose"]
+    assert main(["inspect", str(image_folder), *columns, "--write", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"classes      kind: {len(names)}" in shown
+    assert "captions     yes" in shown
+    assert f"groups       1, with at most {len(names)} images each" in shown
+    written = yaml.safe_load(path.read_text())["data"]
+    assert [written[f"{role}_column"] for role in ("label", "caption", "group")] == ["sort", "words", "whose"]
+    assert main(["inspect", str(image_folder), "--caption-column", "absent"]) == 2
+    assert "'absent'" in refusal(capsys)
+
+
 def test_digits_are_written(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

@@ -1,4 +1,4 @@
-"""What a run says: lines in a log, a bar on a terminal, durations as a person says them."""
+"""What a run says: lines in a log, a bar on a terminal."""
 
 import argparse
 import io
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dpldm import console
-from dpldm.console import add_manners, conclude, duration, follow, following_stages, manners
+from dpldm.console import add_manners, conclude, follow, following_stages, manners
+from dpldm.progress import duration
 
 Step = tuple[int, int, str]
 
@@ -100,14 +101,6 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "finetune" in text
     assert "3/3" in text
     assert "epsilon 0.3" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (600, "10 min"), (5399, "90 min"), (5400, "1.5 h"), (86400, "24.0 h")],
-)
-def test_durations_as_a_person_says_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @given(st.floats(0, 1e7))

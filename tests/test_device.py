@@ -21,8 +21,11 @@ from dpldm.privacy.entropy import SeededEntropy
 from dpldm.privacy.ledger import open_ledger
 from dpldm.run import Run, plan_of
 from dpldm.sampling import Sampler, sample
-from dpldm.train import finetune as stage
-from dpldm.train.finetune import Tuner, algorithm_1, finetune
+from dpldm.train import tuner as tuning
+from dpldm.train.algorithm_1 import algorithm_1
+from dpldm.train.checkpoint import optimizer_tensors
+from dpldm.train.finetune import finetune
+from dpldm.train.tuner import Tuner
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -105,7 +108,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(Tensor, "cpu", back)
     monkeypatch.setattr(clipping, "_full_precision", lambda device: nullcontext())  # meta has no autocast
     monkeypatch.setattr(clipping, "_some", lambda flags: True)  # asks for a value
-    monkeypatch.setattr(stage, "save_checkpoint", lambda *arguments: None)  # asks for values
+    monkeypatch.setattr(tuning, "save_checkpoint", lambda *arguments: None)  # asks for values
     return torch.device("meta")
 
 
@@ -140,7 +143,7 @@ def test_a_checkpoint_is_put_back_on_the_device(raw: dict[str, Any], elsewhere: 
     groups = {
         "network": dict(here.trainable),
         "average": dict(zip(here.trainable, here.average.shadow_params, strict=True)),
-        "optimizer": stage.optimizer_tensors(here.optimizer, list(here.trainable)),
+        "optimizer": optimizer_tensors(here.optimizer, list(here.trainable)),
     }
     there.load(groups, 1, 1)
     there.update({name: torch.ones(p.shape) for name, p in there.trainable.items()})

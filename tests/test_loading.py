@@ -9,10 +9,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dpldm.config import BackboneRecipe, RunConfig
+from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.loading import load_config, validate
 from dpldm.loading import settings as all_settings
+from dpldm.recipe import BackboneRecipe
 
 MINIMAL = "data: {path: images}\nprivacy: {dataset_id: scans}\n"
 SECRET = "Q7zxsecretQ7zx"

@@ -19,7 +19,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BackboneRecipe": "dpldm.config",
+    "BackboneRecipe": "dpldm.recipe",
     "RunConfig": "dpldm.config",
     "UserError": "dpldm.errors",
     "audit": "dpldm.auditing",

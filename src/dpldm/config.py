@@ -1,110 +1,11 @@
-"""Every setting of the package, typed and frozen. YAML in, resolved config out; an unknown key is an error."""
+"""Settings of a run on private images: stage 3 and what comes after it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Settings are values: frozen, closed to unknown keys, and never echoed in error texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number_from_yes(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, on and true as a truth value, which would count as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("write a number or a text in quotes, not a bare yes, no, true or false")
-        return value
-
-
-# --- stages 1 and 2: public images only -------------------------------------------------------------------
-
-
-class StageRecipe(Section):
-    """What stages 1 and 2 have in common."""
-
-    batch_size: Count
-    """Images per step."""
-    steps: Count
-    """Optimizer steps."""
-    learning_rate: Positive
-    """Peak learning rate of AdamW."""
-    warmup_steps: Count = 200
-    """Steps of linear warm-up, then half a cosine."""
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones that are kept."""
-    checkpoint_every: Count = 500
-    """Steps between checkpoints."""
-    bf16: bool = False
-    """Autocast to bfloat16: faster only on processors with bfloat16 units, several times slower on others."""
-
-
-class AutoencoderRecipe(StageRecipe):
-    """Stage 1: the autoencoder."""
-
-    latent_channels: Count = 16
-    """Channels of the latent."""
-    widths: tuple[int, ...] = (16, 32, 64, 96)
-    """Channels per resolution; each further entry halves the image once more."""
-    layers_per_block: Count = 1
-    """Residual blocks per resolution."""
-    kl_weight: Positive = 1e-6
-    """Weight of the KL term."""
-    batch_size: Count = 64
-    steps: Count = 9000
-    learning_rate: Positive = 1.5e-3
-    bf16: bool = True
-
-
-class DiffusionRecipe(StageRecipe):
-    """Stage 2: the conditional denoiser."""
-
-    widths: tuple[int, ...] = (64, 128)
-    """Channels per resolution of the UNet."""
-    layers_per_block: Count = 1
-    """Residual blocks per resolution."""
-    heads: Count = 4
-    """Attention heads."""
-    condition_dim: Count = 64
-    """Width of the condition token."""
-    pseudo_classes: Count = 64
-    """k-means clusters of public latents that serve as labels."""
-    label_dropout: float = Field(0.15, ge=0, lt=1)
-    """Probability of training with the null label (for guidance)."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
-    """What the network predicts."""
-    batch_size: Count = 128
-    steps: Count = 6000
-    learning_rate: Positive = 1e-3
-
-
-class BackboneRecipe(Section):
-    """How a public backbone is made: everything that stages 1 and 2 need to run again."""
-
-    name: str
-    """Name of the backbone."""
-    image_size: Count
-    """Pixels a side during pre-training."""
-    channels: Literal[1, 3]
-    """1 grey, 3 colour."""
-    public: tuple[Path, ...]
-    """Directories made by `dpldm public`."""
-    output: Path
-    """Where the backbone is written."""
-    seed: int = 0
-    """Seed of the public randomness."""
-    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
-    diffusion: DiffusionRecipe = DiffusionRecipe()
-
-
-# --- stage 3 and after: a run on private images -------------------------------------------------------------
+from dpldm.section import Count, Positive, Section, Share
 
 
 class DataConfig(Section):
@@ -223,8 +124,18 @@ class PrivacyConfig(Section):
     """Standard deviation of the noise on how many images of each class resemble each public class of the backbone,
     asked once before tuning. The network is then told both classes of an image, and synthetic images are drawn for the
     pairs that the answer shows. Part of epsilon; 10 to 20 costs little. Blank: public classes are not used."""
+    class_parts: int = Field(1, ge=1)
+    """Parts of each class whose means class_means_noise asks for apart: an image belongs to one by which of the
+    backbone's own classes it resembles, merged to this number. 64 suits 60,000 records; 1 does for a few thousand."""
     class_means_clip: Positive | None = None
     """R: norm to which latents are cut for class_means_noise. Default: the root of the number of their entries."""
+    class_spreads_noise: float | None = None
+    """Noise multiplier of the covariance of the latents of each class around its noised mean, asked once after
+    class_means_noise: together they are a portrait of each class, to start tuning from. Part of epsilon. Blank: not
+    asked."""
+    class_spreads_clip: Positive | None = None
+    """R: norm to which distances from a class's mean are cut for class_spreads_noise. Default: three quarters of the
+    root of the number of a latent's entries."""
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""
@@ -251,6 +162,20 @@ class PrivacyConfig(Section):
     def _a_clip_norm_has_a_question(self) -> Self:
         if self.class_means_clip is not None and self.class_means_noise is None:
             raise ValueError("privacy.class_means_clip is for privacy.class_means_noise: set that, or leave it out")
+        if self.class_spreads_clip is not None and self.class_spreads_noise is None:
+            raise ValueError("privacy.class_spreads_clip is for privacy.class_spreads_noise: set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_have_means(self) -> Self:
+        if self.class_parts > 1 and self.class_means_noise is None:
+            raise ValueError("privacy.class_parts is for privacy.class_means_noise: set that, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _spreads_have_centres(self) -> Self:
+        if self.class_spreads_noise is not None and self.class_means_noise is None:
+            raise ValueError("privacy.class_spreads_noise is about noised means: set privacy.class_means_noise too")
         return self
 
     @model_validator(mode="after")
@@ -276,8 +201,8 @@ class OptimizerConfig(Section):
     noise_correction: bool = False
     """Leave the known variance of the noise out of Adam's second moment (DP-AdamBC)."""
     warm_start_steps: int = Field(0, ge=0)
-    """Steps of training the embedder on the noised class means before the first update; needs
-    privacy.class_means_noise."""
+    """Steps of training before the first update, on noised answers alone: the embedder on the class means
+    (privacy.class_means_noise), or all that is tuned on portraits of the classes (privacy.class_spreads_noise too)."""
     average: Literal["ema", "uniform"] = "ema"
     """What is sampled and released: a moving average of the weights, or the mean of all updates' weights."""
     ema_decay: float = Field(0.95, ge=0, lt=1)

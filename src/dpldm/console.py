@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dpldm.data.names import printable
-from dpldm.progress import OnProgress
+from dpldm.progress import OnProgress, duration
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 110)
 LINE_EVERY_SECONDS = 20.0
@@ -158,10 +158,3 @@ def _by_number(title: str) -> Show:
         shown, before = part, done
 
     return show
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

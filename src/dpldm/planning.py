@@ -23,7 +23,8 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import CERTAIN
 from dpldm.privacy.selection import SelectionPlan, trial_of
 from dpldm.run import bytes_of_latents, latent_entries, paid_plan, plan_of
-from dpldm.train.finetune import Tuner, check_fit, made_up_losses
+from dpldm.train.checks import check_fit
+from dpldm.train.made_up import made_up_losses
 from dpldm.train.memory import (
     ALLOCATOR,
     NOISE,
@@ -36,6 +37,7 @@ from dpldm.train.memory import (
     resident,
     rows_that_fit,
 )
+from dpldm.train.tuner import Tuner
 
 IMAGES_OF_A_PERSON = (2, 5, 10)
 """For so many images of one person `plan` shows what epsilon for one image is worth."""
@@ -188,7 +190,7 @@ def predicted_memory(
     """
     device = next(tuner.network.parameters()).device
     size, images = config.data.image_size, constants.records * constants.images_per_unit
-    cost = pass_cost(tuner.network, tuner.trainable, constants, made_up_losses(tuner, backbone, config, constants))
+    cost = pass_cost(tuner.network, tuner.trainable, constants, made_up_losses(backbone, config, constants))
     image = np.zeros((1, size, size, config.data.channels), np.uint8)
     encoded = peak_of(lambda: encode(backbone.autoencoder, image), device) * images_at_once(size)
     network, tuned = (bytes_of(tensors) for tensors in (tuner.network.parameters(), tuner.trainable.values()))
@@ -214,7 +216,7 @@ def _seconds_of_an_example(
     config: RunConfig, constants: PrivacyPlan, backbone: Backbone, tuner: Tuner, rows: int
 ) -> float:
     """In a pass of so many random latents; the first such pass warms up and does not count."""
-    losses_of, seconds = made_up_losses(tuner, backbone, config, constants), 0.0
+    losses_of, seconds = made_up_losses(backbone, config, constants), 0.0
     clipping = (constants.max_grad_norm, constants.draws_per_example, constants.clipping)
     with ClippedSum(tuner.network, tuner.trainable, *clipping) as clipped:
         for _ in range(2):

@@ -22,6 +22,7 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import kind_of, load_backbone, read_card, sha256_of
 from dpldm.models.choices import rank_of
 from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.selection import trial_of
 from dpldm.progress import OnProgress, unseen
 from dpldm.report.card import release_card
@@ -29,7 +30,6 @@ from dpldm.report.hub import model_card, synthetic_card
 from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
-from dpldm.train.checkpoint import replace_file
 from dpldm.tuned import Finished, finished, ledger_entries, tuned_network, tuned_weights
 
 What = Literal["data", "model", "both"]

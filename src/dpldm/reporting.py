@@ -18,6 +18,7 @@ import yaml
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import read_card, sha256_of
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.report.charts import require_matplotlib
 from dpldm.report.document import Edition, Recorded, report_of
@@ -26,7 +27,6 @@ from dpldm.report.registry import registry_draft
 from dpldm.report.samples import load_samples
 from dpldm.report.wording import trial_constants
 from dpldm.run import Run
-from dpldm.train.checkpoint import replace_file
 from dpldm.verdict import Verdict, verdict
 from dpldm.verifying import read_statement, verify
 

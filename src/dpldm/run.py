@@ -21,10 +21,17 @@ from platformdirs import user_data_path
 from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import bytes_of_network, latent_entries_of, public_classes_of
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
-from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.questions import (
+    CandidateScores,
+    ClassHistogram,
+    ClassMeans,
+    ClassSpreads,
+    PublicClassHistogram,
+    Question,
+)
 from dpldm.privacy.selection import Plan, make_selection, trial_of
-from dpldm.train.checkpoint import replace_file
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,11 @@ def bytes_of_latents(config: RunConfig) -> int:
     return 2 * 4 * latent_entries(config)
 
 
+WITHIN_CLASSES = 0.75
+"""How far a latent lies from the mean of its class, in units of the root of the number of its entries: for scale,
+half of the animals of `animal-mnist`, encoded by grey32, lie farther."""
+
+
 def latent_entries(config: RunConfig) -> int:
     """d, the numbers in the latent of an image, from the backbone's settings alone."""
     return latent_entries_of(config.backbone, config.data.image_size)
@@ -238,7 +250,11 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
     if privacy.class_means_noise is not None:
         # Public latents have deviation 1 in every channel, so this is about their norm.
         clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))
-        questions.append(ClassMeans(noise_multiplier=privacy.class_means_noise, clip_norm=clip_norm))
+        noise, parts = privacy.class_means_noise, privacy.class_parts
+        questions.append(ClassMeans(noise_multiplier=noise, clip_norm=clip_norm, parts=parts))
+    if privacy.class_spreads_noise is not None:
+        clip_norm = privacy.class_spreads_clip or WITHIN_CLASSES * math.sqrt(latent_entries(config))
+        questions.append(ClassSpreads(noise_multiplier=privacy.class_spreads_noise, clip_norm=clip_norm))
     if config.selection.learning_rates:
         questions.append(CandidateScores(noise_multiplier=config.selection.score_noise, candidates=1))
     return tuple(questions)

@@ -26,9 +26,9 @@ from dpldm.filtering import most_consistent
 from dpldm.models.autoencoder import decode, latent_shape, tile
 from dpldm.models.backbone import Backbone, load_backbone, sha256_of
 from dpldm.models.families import family_of
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
-from dpldm.train.checkpoint import replace_file
 from dpldm.train.public_data import step_generator
 from dpldm.tuned import finished, noised_histogram, public_class_shares, tuned_network
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dpldm.config import RunConfig
+from dpldm.config import DataConfig, RunConfig
 from dpldm.data.inspect import inspect_source, label_order, render, write_config
 from dpldm.errors import UserError
 from dpldm.loading import load_config
@@ -169,6 +169,7 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
             "channels": 1,
             "labels": ["healthy", "ill"],
             "label_column": None,
+            "caption_column": None,
             "group_column": "patient",
             "window": None,
             "test_path": None,
@@ -203,6 +204,27 @@ def test_names_of_all_scripts_stay_legible(tmp_path: Path) -> None:
         Image.new("L", (2, 2)).save(tmp_path / "Märzbilder" / label / "1.png")
     write_config(inspect_source(tmp_path / "Märzbilder"), tmp_path / "run.yaml")
     assert '["Ödem", "病棟"]' in (tmp_path / "run.yaml").read_text(encoding="utf-8")
+
+
+def test_a_caption_column_takes_the_place_of_classes(clinic: Path, tmp_path: Path) -> None:
+    """A config with both would be refused, so the one that is written declares no classes."""
+    (clinic / "metadata.csv").write_text("file_name,label,report\na.png,ill,a shadow\nb.bmp,ill,two\n")
+    found, path = inspect_source(clinic, caption_column="report"), tmp_path / "run.yaml"
+    assert found.captions
+    assert found.labels is not None
+    text = render(found)
+    assert "captions     yes" in text
+    assert "a shadow" not in text
+    assert "which grey32 is not: choose one (docs/backbones.md)" in text
+    write_config(found, path)
+    written = yaml.safe_load(path.read_text())["data"]
+    assert (written["caption_column"], written["labels"], written["label_column"]) == ("report", [], None)
+    assert DataConfig.model_validate({name: value for name, value in written.items() if value is not None})
+
+
+def test_captions_that_were_found_by_name_are_pointed_out(clinic: Path) -> None:
+    (clinic / "metadata.csv").write_text("file_name,text\na.png,a shadow\nb.bmp,two\n")
+    assert "look again with --caption-column" in render(inspect_source(clinic))
 
 
 def test_config_tells_no_count_of_the_data(tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ from dpldm.releasing import release
 from dpldm.run import Run, plan_of
 from dpldm.sampling import Sampler, build_solver, load_synthetic, sample
 from dpldm.train.checkpoint import load_checkpoint
-from dpldm.train.finetune import check_fit, example_losses, finetune, fresh_draws, stand_ins
+from dpldm.train.checks import check_fit
+from dpldm.train.example_losses import example_losses, fresh_draws
+from dpldm.train.finetune import finetune
+from dpldm.train.made_up import stand_ins
 from dpldm.train.replay import replay
 from dpldm.train.timesteps import Timesteps
 from dpldm.tuned import tuned_network

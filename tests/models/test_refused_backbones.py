@@ -15,7 +15,7 @@ from dpldm.errors import UserError
 from dpldm.loading import validate
 from dpldm.models.backbone import load_backbone, locate_backbone
 from dpldm.sampling import texts_of
-from dpldm.train.finetune import check_fit
+from dpldm.train.checks import check_fit
 from stock_models import make, text_unet
 
 

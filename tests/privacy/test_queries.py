@@ -25,12 +25,24 @@ from dpldm.privacy.queries import (
     class_counts,
     class_means,
     class_shares,
+    class_spreads,
     class_sums,
     counts_by_share,
+    deviations_of_means,
+    packed,
     score_sums,
     shares_within_classes,
+    spread_sums,
+    unpacked,
 )
-from dpldm.privacy.questions import CandidateScores, ClassHistogram, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.questions import (
+    CandidateScores,
+    ClassHistogram,
+    ClassMeans,
+    ClassSpreads,
+    PublicClassHistogram,
+    Question,
+)
 
 K, D = 3, 4
 HISTOGRAM, MEANS = ClassHistogram(noise_multiplier=20.0), ClassMeans(noise_multiplier=5.0, clip_norm=2.0)
@@ -77,6 +89,8 @@ def total_of(question: Question, data: list[Unit]) -> Tensor:
     places, flat = places_of(data)
     if isinstance(question, CandidateScores):
         return score_sums(question, places, flat.flatten(1))
+    if isinstance(question, ClassSpreads):
+        return spread_sums(question, places, flat, CENTRES[:, None])
     return class_sums(question, places, flat, K) if isinstance(question, ClassMeans) else class_counts(places, K)
 
 
@@ -84,6 +98,8 @@ def total_by_hand(question: Question, data: list[Unit]) -> Tensor:
     """The same, image by image, from the definition."""
     if isinstance(question, CandidateScores):
         return scores_by_hand(data)
+    if isinstance(question, ClassSpreads):
+        return spreads_by_hand(question, data)
     wide = D + 1 if isinstance(question, ClassMeans) else 1
     total = torch.zeros(K, wide, dtype=torch.float64)
     for unit in data:
@@ -102,6 +118,20 @@ def total_by_hand(question: Question, data: list[Unit]) -> Tensor:
     return total if wide > 1 else total[:, 0]
 
 
+def spreads_by_hand(question: ClassSpreads, data: list[Unit]) -> Tensor:
+    """Entry by entry of each image's matrix."""
+    total = torch.zeros(K, D, D, dtype=torch.float64)
+    for unit in data:
+        for label, readable, latent in unit:
+            if readable and 0 <= label < K and all(math.isfinite(entry) for entry in latent):
+                r = torch.tensor(latent).double() - CENTRES[label]
+                r = r / max(question.clip_norm, float(r.norm()))
+                total[label] += torch.outer(r, r) / len(unit)
+    upper = [(i, j) for i in range(D) for j in range(i, D)]
+    entries = [total[:, i, j] * (1 if i == j else math.sqrt(2)) for i, j in upper]
+    return torch.stack(entries, 1)
+
+
 def scores_by_hand(data: list[Unit]) -> Tensor:
     """The latent stands for the scores of D candidates; the label does not matter."""
     total = torch.zeros(D, dtype=torch.float64)
@@ -113,12 +143,15 @@ def scores_by_hand(data: list[Unit]) -> Tensor:
 
 
 SCORES = CandidateScores(noise_multiplier=5.0, candidates=D)
+SPREADS = ClassSpreads(noise_multiplier=5.0, clip_norm=1.5)
+CENTRES = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 0.5, 0.0], [0.0, 3.0, 0.0, 0.0]]).double()
 QUESTIONS = [
     SCORES,
     HISTOGRAM,
     MEANS,
     replace(MEANS, count_weight=1.0),
     replace(MEANS, count_weight=3.0, clip_norm=0.1),
+    SPREADS,
 ]
 
 
@@ -152,7 +185,7 @@ def test_the_bounds_are_reached(question: Question) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-@pytest.mark.parametrize("question", [HISTOGRAM, MEANS], ids=str)
+@pytest.mark.parametrize("question", [HISTOGRAM, MEANS, SPREADS], ids=str)
 def test_a_group_counts_as_one_unit_however_many_images_it_has(question: Question, size: int) -> None:
     group = [(1, True, [9.0, 0.0, 0.0, 0.0])] * size
     assert torch.allclose(total_of(question, [group]), total_of(question, [group[:1]]), atol=1e-6)
@@ -300,9 +333,47 @@ def test_shares_within_classes_are_shares(cells: list[float]) -> None:
 
 
 def test_means_come_back_in_units_of_the_latent() -> None:
-    """Without noise: the mean of what was clipped; a class without images is zero."""
+    """Without noise: the sum of what was clipped, and how many there were."""
     data = [[(0, True, [1.0, 0.0, 0.0, 0.5])], [(0, True, [0.0, 1.0, 0.0, 0.5])], [(1, True, [6.0, 0.0, 8.0, 0.0])]]
-    means, counts = class_means(MEANS, total_of(MEANS, data))
+    sums, counts = class_means(MEANS, total_of(MEANS, data))
     assert torch.allclose(counts, torch.tensor([2.0, 1.0, 0.0]).double())
-    expected = torch.tensor([[0.5, 0.5, 0.0, 0.5], [1.2, 0.0, 1.6, 0.0], [0.0] * 4]).double()
-    assert torch.allclose(means, expected)
+    expected = torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.2, 0.0, 1.6, 0.0], [0.0] * 4]).double()
+    assert torch.allclose(sums, expected)
+
+
+def test_the_noise_of_means_has_the_deviations_that_are_stated() -> None:
+    question = ClassMeans(noise_multiplier=3.0, clip_norm=2.0, count_weight=0.5)
+    noise = 3.0 * torch.randn(2000, D + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sums, counts = class_means(question, noise)
+    of_entry, of_count = deviations_of_means(question)
+    assert float(sums.std()) == pytest.approx(of_entry, rel=0.05)
+    assert float(counts.std()) == pytest.approx(of_count, rel=0.1)
+
+
+def test_a_symmetric_matrix_as_a_vector_keeps_its_norm_and_comes_back() -> None:
+    square = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrices = square + square.mT
+    assert torch.allclose(packed(matrices).norm(dim=1), matrices.flatten(1).norm(dim=1))
+    assert torch.allclose(unpacked(packed(matrices), 4), matrices)
+
+
+def test_spreads_are_taken_around_the_part_of_each_image() -> None:
+    """Two classes of two parts each, with numbers of parts for labels."""
+    places = Places(torch.arange(4)[:, None], torch.tensor([[0], [1], [3], [-1]]), torch.ones(4, 1))
+    flat = torch.eye(4) * 2
+    centres = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(0)).double()
+    question = replace(SPREADS, clip_norm=50.0)
+    found = class_spreads(question, spread_sums(question, places, flat, centres), 4)
+    r = flat.double()[:3] - centres.view(4, 4)[[0, 1, 3]]
+    expected = torch.stack([torch.outer(r[0], r[0]) + torch.outer(r[1], r[1]), torch.outer(r[2], r[2])])
+    assert torch.allclose(found, expected)
+
+
+def test_spreads_come_back_in_units_of_the_latent() -> None:
+    """Without noise, nothing clipped: sums of outer products around the centres."""
+    question = replace(SPREADS, clip_norm=50.0)
+    data: list[Unit] = [[(1, True, [2.0, -1.0, 0.5, 3.0])], [(1, True, [1.0, 0.0, 0.5, 0.0])]]
+    spreads = class_spreads(question, total_of(question, data), D)
+    first, second = (torch.tensor(unit[0][2]).double() - CENTRES[1] for unit in data)
+    expected = torch.outer(first, first) + torch.outer(second, second)
+    assert torch.allclose(spreads, torch.stack([torch.zeros(D, D).double(), expected, torch.zeros(D, D).double()]))

@@ -232,12 +232,12 @@ def test_groups_and_null_records_count_as_the_proof_says() -> None:
     labels = torch.tensor([0, 0, 1, 1, 1, -1, 1])
     members = torch.tensor([[0, -1, -1], [1, 2, -1], [3, 4, 5]])
     grouped = replace(latents, labels=labels, members=members)
-    assert asking._total(SMALL.queries[0], grouped, 2).tolist() == pytest.approx([1 + 1 / 2, 2 / 3])
+    assert asking._total(SMALL.queries[0], grouped, 2, None).tolist() == pytest.approx([1 + 1 / 2, 2 / 3])
     means = SMALL.queries[1]
     z = latents.posterior.mean.flatten(1).double()
     z = z / z.norm(dim=1, keepdim=True).clamp(min=5.0)
     expected = torch.stack([z[0] + z[1] / 2, (z[3] + z[4]) / 3]) / (1 + 0.25**2) ** 0.5
-    assert torch.allclose(asking._total(means, grouped, 2)[:, :-1], expected, atol=1e-6)
+    assert torch.allclose(asking._total(means, grouped, 2, None)[:, :-1], expected, atol=1e-6)
 
 
 def test_a_histogram_steers_how_many_images_a_class_gets_and_nothing_else(answered_copy: RunConfig) -> None:

@@ -27,19 +27,16 @@ from dpldm.privacy.mechanism import PrivateGradient
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, plan_of
-from dpldm.train import finetune as stage
+from dpldm.train import algorithm_1 as lines
+from dpldm.train import example_losses as losses_of_records
+from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.checkpoint import optimizer_tensors
-from dpldm.train.finetune import (
-    Draws,
-    FinetuneStep,
-    Tuner,
-    algorithm_1,
-    example_losses,
-    finetune,
-    fresh_draws,
-    resume,
-)
+from dpldm.train.example_losses import Draws, example_losses, fresh_draws
+from dpldm.train.finetune import finetune
+from dpldm.train.resuming import resume
+from dpldm.train.shown import FinetuneStep
 from dpldm.train.timesteps import Timesteps
+from dpldm.train.tuner import Tuner
 from dpldm.tuned import finished as finished_run
 
 PLAN = PrivacyPlan(
@@ -162,8 +159,8 @@ def taped(monkeypatch: pytest.MonkeyPatch, bench: Bench, latents: PrivateLatents
     tape = Tape(earlier)
     with monkeypatch.context() as patch:
         patch.setattr("dpldm.privacy.mechanism.add_gaussian", tape)
-        patch.setattr(stage, "example_losses", losses_by_record)
-        patch.setattr(stage, "fresh_draws", lambda *given: fresh_draws(*given[:-1], SystemEntropy()))
+        patch.setattr(lines, "example_losses", losses_by_record)
+        patch.setattr(lines, "fresh_draws", lambda *given: fresh_draws(*given[:-1], SystemEntropy()))
         list(bench.steps(latents, SeededEntropy(7)))
     return tape
 
@@ -213,7 +210,7 @@ def test_empty_batches_step_and_are_charged(bench: BenchMaker, monkeypatch: pyte
         raise AssertionError("a pass over no record")
 
     monkeypatch.setattr(made.tuner, "update", watched)
-    monkeypatch.setattr(stage, "example_losses", never)
+    monkeypatch.setattr(lines, "example_losses", never)
     steps = list(made.steps(made_up(40)))
     assert [(step.number, step.attempts) for step in steps] == [(1, 1), (2, 2), (3, 3), (4, 4)]
     assert sum(entry["event"] == "attempt" for entry in read_ledger(made.run.ledger)) == 4
@@ -283,7 +280,7 @@ def test_parts_make_up_the_draw_and_no_record_comes_twice(
         return example_losses(network, scheduler, latents, rows, draws)
 
     monkeypatch.setattr(PrivateGradient, "draw", drawn)
-    monkeypatch.setattr(stage, "example_losses", passed)
+    monkeypatch.setattr(lines, "example_losses", passed)
     list(made.steps(made_up(40), SeededEntropy(1)))
     draws = [k for k, (kind, _) in enumerate(events) if kind == "draw"]
     assert len(draws) == 4
@@ -450,7 +447,7 @@ def test_an_examples_loss_is_the_mean_of_its_own_draws(
         seen.append((steps, noise))
         return samples.flatten(1).mean(1).round() + context[:, 0].argmax(1) / 1000
 
-    monkeypatch.setattr(stage, "denoising_losses", telling)
+    monkeypatch.setattr(losses_of_records, "denoising_losses", telling)
     made, latents = bench(), made_up(200)
     latents.posterior.mean[:] = torch.arange(200.0)[:, None, None, None]
     latents.labels[7] = -1
@@ -727,7 +724,7 @@ def test_a_refused_choice_of_parameters_leaves_no_ledger(
 def test_a_network_that_cannot_be_clipped_is_refused_before_the_ledger(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    ordinary = stage.Tuner.__init__
+    ordinary = Tuner.__init__
 
     def changed(tuner: Tuner, *settings: Any) -> None:
         ordinary(tuner, *settings)
@@ -737,7 +734,7 @@ def test_a_network_that_cannot_be_clipped_is_refused_before_the_ledger(
         else:
             embedder.__class__ = type("Unknown", (torch.nn.Linear,), {"forward": lambda self, x: x @ self.weight.T})
 
-    monkeypatch.setattr(stage.Tuner, "__init__", changed)
+    monkeypatch.setattr(Tuner, "__init__", changed)
     with pytest.raises(UserError, match="cannot be tuned privately"):
         next(finetune(config))
     assert not Run(config).ledger.exists()

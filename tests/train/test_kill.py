@@ -27,7 +27,8 @@ from dpldm.privacy.noise import add_gaussian
 from dpldm.run import Run, plan_of
 from dpldm.train import finetune as stage
 from dpldm.train.checkpoint import load_checkpoint
-from dpldm.train.finetune import FinetuneStep, finetune
+from dpldm.train.finetune import finetune
+from dpldm.train.shown import FinetuneStep
 from killing import die_in_call
 from tiny_runs import tiny_settings
 

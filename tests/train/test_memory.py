@@ -17,9 +17,11 @@ from dpldm.models.lightening import computing, recompute_activations
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SeededEntropy
 from dpldm.run import plan_of
-from dpldm.train import finetune as stage
-from dpldm.train.finetune import Tuner, finetune, made_up_losses
+from dpldm.train import tuner as tuning
+from dpldm.train.finetune import finetune
+from dpldm.train.made_up import made_up_losses
 from dpldm.train.memory import ALLOCATOR, USABLE, Memory, Meter, PassCost, pass_cost, peak_of, rows_that_fit
+from dpldm.train.tuner import Tuner
 from stock_models import kl_autoencoder, make
 
 CPU = torch.device("cpu")
@@ -114,7 +116,7 @@ def tuner_of(raw: dict[str, Any]) -> Callable[..., tuple[Tuner, RunConfig, Any]]
 def clipped_sum(tuner: Tuner, config: RunConfig, backbone: Any, rows: int = 6) -> Tensor:
     plan = plan_of(config)
     torch.manual_seed(0)
-    losses = made_up_losses(tuner, backbone, config, plan, entropy=SeededEntropy(3))
+    losses = made_up_losses(backbone, config, plan, entropy=SeededEntropy(3))
     with ClippedSum(tuner.network, tuner.trainable, plan.max_grad_norm) as clipped:
         clipped.accumulate(losses(rows))
         return torch.cat([total.flatten() for total in clipped.take().values()])
@@ -144,7 +146,7 @@ def test_both_take_less(tuner_of: Callable[..., Any]) -> None:
     def cost(**runtime: Any) -> PassCost:
         tuner, config, backbone = tuner_of(**runtime)
         plan = plan_of(config)
-        return pass_cost(tuner.network, tuner.trainable, plan, made_up_losses(tuner, backbone, config, plan))
+        return pass_cost(tuner.network, tuner.trainable, plan, made_up_losses(backbone, config, plan))
 
     plain = cost()
     assert cost(gradient_checkpointing=True).further < plain.further
@@ -159,11 +161,11 @@ def test_auto_looks_at_the_machine_and_at_no_image(
     plenty, config, backbone = tuner_of(physical_batch_size="auto")
     assert plenty.rows_at_once == config.privacy.expected_batch_size
     plan = plan_of(config)
-    cost = pass_cost(plenty.network, plenty.trainable, plan, made_up_losses(plenty, backbone, config, plan))
+    cost = pass_cost(plenty.network, plenty.trainable, plan, made_up_losses(backbone, config, plan))
     tuned = sum(p.numel() for p in plenty.trainable.values())
     beside = 2 * 4 * tuned + 40 * 2 * 4 * 32
     free = int((beside + cost.of(5)) * ALLOCATOR / USABLE) + 1
-    monkeypatch.setattr(stage, "free_memory", lambda device: free)
+    monkeypatch.setattr(tuning, "free_memory", lambda device: free)
     assert tuner_of(physical_batch_size="auto")[0].rows_at_once == 5
 
 

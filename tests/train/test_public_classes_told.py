@@ -18,7 +18,8 @@ from dpldm.run import Run, plan_of
 from dpldm.sampling import load_synthetic, sample, with_public_classes
 from dpldm.train.asking import _total
 from dpldm.train.checkpoint import load_checkpoint
-from dpldm.train.finetune import finetune, prepared, told
+from dpldm.train.example_losses import told
+from dpldm.train.finetune import finetune, prepared
 from dpldm.tuned import public_class_shares
 from dpldm.verifying import verify
 
@@ -101,8 +102,8 @@ def test_cells_count_units_as_the_proof_says() -> None:
     latents.usable[2] = False
     question = PublicClassHistogram(noise_multiplier=30.0, public_classes=3)
     expected = [1 / 2, 0, 0, 0, 1 / 3, 1 / 2]
-    assert _total(question, latents, 2).tolist() == pytest.approx(expected)
-    assert _total(ClassHistogram(noise_multiplier=30.0), latents, 2).tolist() == pytest.approx([1 / 2, 5 / 6])
+    assert _total(question, latents, 2, None).tolist() == pytest.approx(expected)
+    assert _total(ClassHistogram(noise_multiplier=30.0), latents, 2, None).tolist() == pytest.approx([1 / 2, 5 / 6])
 
 
 def test_what_is_told(config: RunConfig) -> None:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpldm.cli import main
-from dpldm.config import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
 from dpldm.data.public.collection import PublicSet
 from dpldm.errors import UserError
 from dpldm.loading import load_config
 from dpldm.models.autoencoder import Posterior, decode, encode
 from dpldm.models.backbone import load_backbone
+from dpldm.recipe import AutoencoderRecipe, BackboneRecipe, DiffusionRecipe
 from dpldm.train.autoencoder import (
     AutoencoderTraining,
     autoencoder_loss,

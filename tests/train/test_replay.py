@@ -15,9 +15,10 @@ from dpldm.errors import UserError
 from dpldm.privacy import clipping, mechanism
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.train import finetune as stage
+from dpldm.train import algorithm_1 as lines
 from dpldm.train import replay as replaying
 from dpldm.train.replay import ADDED, IN_A_PASS, KINDS, Pair, replay
+from dpldm.train.tuner import Tuner
 
 Patch = pytest.MonkeyPatch
 
@@ -154,13 +155,13 @@ def test_a_divisor_that_follows_the_batch_is_caught(config: RunConfig, monkeypat
 
 
 def test_examples_that_meet_in_a_pass_are_caught(config: RunConfig, monkeypatch: Patch) -> None:
-    losses = stage.example_losses
+    losses = lines.example_losses
 
     def normalised(*given: Any) -> Tensor:
         found = losses(*given)
         return found * found.detach().nan_to_num().mean() * 1e3
 
-    monkeypatch.setattr(stage, "example_losses", normalised)
+    monkeypatch.setattr(lines, "example_losses", normalised)
     monkeypatch.setattr(replaying, "require_examples_apart", lambda *_: None)  # which refuses it at once
     loose = replace(PLAN, max_grad_norm=1e4)
     assert ("huge", IN_A_PASS) in wrong(replay_of(monkeypatch, config, "huge", plan=loose))
@@ -207,7 +208,7 @@ def test_what_else_depends_on_a_unit_is_named(
 
 
 def test_a_learning_rate_that_follows_the_records_is_named(config: RunConfig, monkeypatch: Patch) -> None:
-    update = stage.Tuner.update
+    update = Tuner.update
     count = 0
     algorithm = replaying.algorithm_1
 
@@ -216,12 +217,12 @@ def test_a_learning_rate_that_follows_the_records_is_named(config: RunConfig, mo
         count = given[2].units
         yield from algorithm(*given)
 
-    def scaled(self: stage.Tuner, gradient: Any) -> None:
+    def scaled(self: Tuner, gradient: Any) -> None:
         update(self, gradient)
         self.optimizer.param_groups[0]["lr"] /= count
 
     monkeypatch.setattr(replaying, "algorithm_1", counted)
-    monkeypatch.setattr(stage.Tuner, "update", scaled)
+    monkeypatch.setattr(Tuner, "update", scaled)
     assert different(replay_of(monkeypatch, config)) >= {"learning_rates"}
 
 

@@ -1,5 +1,6 @@
 """A selection: two lines pay for all trials, the best stays, losers go, and nothing tells how many there were."""
 
+import copy
 import itertools
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from dpldm.config import RunConfig
 from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Posterior
-from dpldm.models.backbone import load_backbone
+from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.planning import plan as forecast
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
@@ -31,17 +32,19 @@ from dpldm.run import Run, paid_plan, plan_of
 from dpldm.sampling import load_synthetic, sample
 from dpldm.train import selecting
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
-from dpldm.train.finetune import Tuner, example_losses, finetune, fresh_draws
+from dpldm.train.example_losses import example_losses, fresh_draws
+from dpldm.train.finetune import finetune
 from dpldm.train.selecting import best_of_all, scores, select
 from dpldm.train.timesteps import Timesteps
+from dpldm.train.tuner import Tuner
 from dpldm.tuned import noised_histogram, with_weights
 from dpldm.verifying import verify
 from killing import die_in_call
+from tiny_runs import SELECTION
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
-RATES = [1e-3, 3e-3, 1e-2]
-SELECTION = {"learning_rates": RATES, "mean_trials": 3.0, "score_noise": 60.0}
+RATES = SELECTION["learning_rates"]
 ENDED = ["created", "plan", "attempt", "attempt"]
 """Lines of the ledger after a selection, however many trials it had: one opens it, one closes it."""
 
@@ -55,6 +58,17 @@ def chosen(raw: dict[str, Any], **privacy: Any) -> RunConfig:
 @pytest.fixture
 def config(raw: dict[str, Any]) -> RunConfig:
     return chosen(raw)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_backbone: Path) -> Backbone:
+    return load_backbone(str(tiny_backbone))
+
+
+@pytest.fixture(autouse=True)
+def read_once(loaded: Backbone, monkeypatch: Patch) -> None:
+    """Every trial gets weights of its own, but they are not read from the disk for every one."""
+    monkeypatch.setattr(selecting, "load_backbone", lambda *given: copy.deepcopy(loaded))
 
 
 def drawn(patch: Patch, *candidates: int) -> None:
@@ -123,7 +137,7 @@ def test_nothing_that_is_left_or_shown_tells_how_many_trials_there_were(
 
 
 def test_a_histogram_of_the_kept_trial_steers_sampling(raw: dict[str, Any], monkeypatch: Patch) -> None:
-    config = chosen(raw, histogram_noise=200.0)
+    config = chosen(raw, histogram_noise=200.0, expected_batch_size=40)  # q = 1, which is quickly calibrated
     drawn(monkeypatch, 0, 2)
     select(config)
     assert noised_histogram(config) is not None
@@ -378,7 +392,8 @@ def test_a_selection_that_is_not_the_one_that_was_begun_is_refused(
         shutil.rmtree(run.selection)
         text = r"its folder does not hold it any more: put the folder back"
     if harm == "other plan":
-        config = config.model_copy(update={"selection": config.selection.model_copy(update={"mean_trials": 4.0})})
+        fewer = config.selection.model_copy(update={"learning_rates": tuple(RATES[:2])})
+        config = config.model_copy(update={"selection": fewer})
     if harm == "other backbone":
         digest, text = "of other weights", "put the earlier backbone back"
     if harm == "ledger cut":
@@ -560,11 +575,8 @@ def edits() -> dict[str, Any]:
     )}  # fmt: skip
 
 
-def test_an_edited_statement_of_a_selection_fails(config: RunConfig, monkeypatch: Patch) -> None:
-    drawn(monkeypatch, 0)
-    select(config)
-    list(sample(config))
-    target = release(config)
+def test_an_edited_statement_of_a_selection_fails(selected_copy: RunConfig) -> None:
+    target = release(selected_copy)
     path = target / "privacy.json"
     honest = path.read_text()
     for name, edit in edits().items():
@@ -576,14 +588,11 @@ def test_an_edited_statement_of_a_selection_fails(config: RunConfig, monkeypatch
     assert all(check.passed for check in verify(target))
 
 
-def test_a_mean_that_was_lowered_with_its_digest_fails_by_its_epsilon(config: RunConfig, monkeypatch: Patch) -> None:
+def test_a_mean_that_was_lowered_with_its_digest_fails_by_its_epsilon(selected_copy: RunConfig) -> None:
     """Whoever writes the digest anew cannot write epsilon anew: it is recomputed."""
-    drawn(monkeypatch, 0)
-    select(config)
-    list(sample(config))
-    target = release(config)
+    target = release(selected_copy)
     statement = json.loads((target / "privacy.json").read_text())
-    forged = replace(selection_plan(config), mean_trials=30.0)
+    forged = replace(selection_plan(selected_copy), mean_trials=30.0)
     statement |= {"plan": forged.constants(), "plan_digest": forged.digest()}
     (target / "privacy.json").write_text(json.dumps(statement))
     failed = {check.name for check in verify(target) if not check.passed}

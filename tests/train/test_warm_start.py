@@ -9,20 +9,26 @@ from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from torch import Tensor
 
-from dpldm.config import RunConfig
+from dpldm.config import OptimizerConfig, RunConfig
 from dpldm.models.backbone import load_backbone
-from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition
+from dpldm.models.denoiser import adapt_to_labels, build_denoiser, build_scheduler, condition, denoising_losses
 from dpldm.models.trainable import choose_trainable
-from dpldm.privacy.queries import class_means
-from dpldm.privacy.questions import ClassMeans
-from dpldm.train import finetune as stage
+from dpldm.privacy.ledger import open_ledger
+from dpldm.privacy.questions import ClassMeans, ClassSpreads
+from dpldm.run import Run, plan_of
+from dpldm.train import tuner as tuning
 from dpldm.train.asking import answered
+from dpldm.train.centres import centres_of
 from dpldm.train.finetune import finetune
+from dpldm.train.portraits import Portraits
 from dpldm.train.warm_start import warm_start
 from tiny_runs import ASKED
 
 SCHEDULER = build_scheduler("v_prediction")
 MEANS = 2 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(7))
+ONE = torch.ones(3, 1)
+POINTS = Portraits(MEANS[:, None], ONE, torch.zeros(3, 32, 0))
+SPREAD = Portraits(MEANS[:, None], ONE, torch.randn(3, 32, 4, generator=torch.Generator().manual_seed(8)))
 
 
 def network() -> UNet2DConditionModel:
@@ -36,9 +42,11 @@ def network() -> UNet2DConditionModel:
     return made
 
 
-def started(steps: int, choice: str = "attention") -> UNet2DConditionModel:
-    made = network()
-    warm_start(made, choose_trainable(made, choice), SCHEDULER, MEANS, steps)
+def started(
+    steps: int, choice: str = "attention", portraits: Portraits = POINTS, **settings: Any
+) -> UNet2DConditionModel:
+    made, given = network(), OptimizerConfig(warm_start_steps=steps, **settings)
+    warm_start(made, choose_trainable(made, choice), SCHEDULER, portraits, given)
     return made
 
 
@@ -75,11 +83,41 @@ def test_nothing_moves_but_the_embedder_and_the_null_row_stays(choice: str) -> N
     assert all(parameter.grad is None for parameter in after.values())
 
 
-def test_the_same_means_give_the_same_rows() -> None:
+@pytest.mark.parametrize("portraits", [POINTS, SPREAD])
+def test_the_same_portraits_give_the_same_weights(portraits: Portraits) -> None:
     torch.manual_seed(1)
-    first = started(5).state_dict()
+    first = started(5, portraits=portraits).state_dict()
     torch.manual_seed(2)
-    assert all(torch.equal(tensor, first[name]) for name, tensor in started(5).state_dict().items())
+    again = started(5, portraits=portraits).state_dict()
+    assert all(torch.equal(tensor, first[name]) for name, tensor in again.items())
+
+
+def test_what_can_be_drawn_teaches_all_that_is_tuned_and_nothing_else() -> None:
+    before, after = dict(network().named_parameters()), dict(started(5, portraits=SPREAD).named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == set(choose_trainable(network(), "attention"))
+    assert all(parameter.grad is None for parameter in after.values())
+
+
+def test_the_loss_on_what_is_drawn_falls() -> None:
+    """At timesteps of every kind, on draws that the start has not seen."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(300) % 3
+    latents, noise = SPREAD.draw(labels, generator), torch.randn(300, 2, 4, 4, generator=generator)
+    times = torch.randint(1000, (300,), generator=generator)
+
+    @torch.no_grad()
+    def loss(made: UNet2DConditionModel) -> float:
+        return float(denoising_losses(made, SCHEDULER, latents, condition(labels, 3), times, noise).mean())
+
+    assert loss(started(120, portraits=SPREAD)) < 0.8 * loss(network())
+
+
+def test_the_null_row_learns_only_if_labels_are_hidden() -> None:
+    weight = "encoder_hid_proj.weight"
+    for dropout, learns in ((0.0, False), (0.5, True)):
+        rows = started(5, portraits=SPREAD, label_dropout=dropout).state_dict()[weight]
+        assert torch.equal(rows[:, 3], network().state_dict()[weight][:, 3]) is not learns
 
 
 def with_start(raw: dict[str, Any], **privacy: Any) -> RunConfig:
@@ -88,26 +126,41 @@ def with_start(raw: dict[str, Any], **privacy: Any) -> RunConfig:
     )
 
 
-def test_a_run_starts_once_from_the_answer_that_it_paid_for(
-    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("spreads", [False, True])
+def test_a_run_starts_once_from_the_answers_that_it_paid_for(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, spreads: bool
 ) -> None:
-    config, seen = with_start(raw, **ASKED), list[Tensor]()
+    config, seen = with_start(raw, **ASKED, **({"class_spreads_noise": 40.0} if spreads else {})), list[Portraits]()
 
     def spy(*given: Any) -> None:
         seen.append(given[3])
         warm_start(*given)
 
-    monkeypatch.setattr(stage, "warm_start", spy)
+    monkeypatch.setattr(tuning, "warm_start", spy)
     run = finetune(config)
     next(run)
     run.close()
     list(finetune(config))  # goes on
     assert len(seen) == 1
-    plan, where = stage.plan_of(config), stage.Run(config)
-    with stage.open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
-        known = answered(ClassMeans, where, plan, ledger, load_backbone(config.backbone).digest)
+    plan, where = plan_of(config), Run(config)
+    with open_ledger(where.ledger, plan.dataset_id, (plan.epsilon, plan.delta)) as ledger:
+        digest = load_backbone(config.backbone).digest
+        known = answered(ClassMeans, where, plan, ledger, digest)
+        assert (answered(ClassSpreads, where, plan, ledger, digest) is not None) is spreads
     assert known is not None
-    assert torch.equal(seen[0].flatten(1), class_means(*known)[0].float())
+    assert torch.equal(seen[0].means.flatten(2), centres_of(*known, 2).means.float())
+
+
+def test_the_average_begins_where_the_start_ends(raw: dict[str, Any]) -> None:
+    config = with_start(raw, **ASKED)
+    backbone, plan = load_backbone(config.backbone), plan_of(config)
+    tuner = tuning.Tuner(backbone, config, plan)
+    size = tuner.network.config.sample_size
+    means = torch.randn(2, 1, tuner.network.config.in_channels, size, size)
+    points = Portraits(means, torch.ones(2, 1), torch.zeros(2, means[0].numel(), 0))
+    tuner.start_from(points, backbone.scheduler)
+    averages = zip(tuner.average.shadow_params, tuner.trainable.values(), strict=True)
+    assert all(torch.equal(average, parameter) for average, parameter in averages)
 
 
 def test_without_means_it_is_refused(raw: dict[str, Any]) -> None:

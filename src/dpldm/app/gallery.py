@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from dpldm.config import SamplingConfig, Section
+from dpldm.config import SamplingConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
 from dpldm.sampling import Sampler
+from dpldm.section import Section
 from dpldm.train.public_data import step_generator
 
 MOST_IMAGES = 48

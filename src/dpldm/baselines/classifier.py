@@ -36,7 +36,10 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.checkpoint import load_checkpoint
-from dpldm.train.finetune import FinetuneStep, Learner, check_fit, register, resume, shown
+from dpldm.train.checks import check_fit
+from dpldm.train.resuming import register, resume
+from dpldm.train.shown import FinetuneStep, shown
+from dpldm.train.tuner import Learner
 
 STEPS = 400
 BATCH_SHARE = 0.25
@@ -123,6 +126,9 @@ def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
             "class_means_noise": None,
             "public_classes_noise": None,
             "class_means_clip": None,
+            "class_parts": 1,
+            "class_spreads_noise": None,
+            "class_spreads_clip": None,
         }
     )
     selection = config.selection.model_copy(update={"learning_rates": ()})

@@ -22,8 +22,12 @@ from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, plan_of
 from dpldm.sampling import all_drawn, draw_all, steered
 from dpldm.sheet import save_contact_sheet
+from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.asking import answered
-from dpldm.train.finetune import Tuner, algorithm_1, ask_and_start, prepared, register, resume
+from dpldm.train.finetune import prepared
+from dpldm.train.resuming import register, resume
+from dpldm.train.starting import ask_and_start
+from dpldm.train.tuner import Tuner
 from dpldm.tuned import with_weights
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.evaluation.utility import Score
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.run import Run
-from dpldm.train.checkpoint import replace_file
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from dpldm.commands.backbone import draw
-from dpldm.config import BackboneRecipe
 from dpldm.console import add_manners, conclude, follow, manners
 from dpldm.loading import load_config
+from dpldm.recipe import BackboneRecipe
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:

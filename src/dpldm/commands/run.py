@@ -13,9 +13,10 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dpldm.config import RunConfig
-from dpldm.console import add_manners, conclude, duration, follow, following, manners, out
+from dpldm.console import add_manners, conclude, follow, following, manners, out
 from dpldm.errors import UserError
 from dpldm.loading import load_config, settings
+from dpldm.progress import duration
 
 if TYPE_CHECKING:
     from dpldm.evaluation.utility import UtilityResult
@@ -191,16 +192,17 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.planning import plan
     from dpldm.report.wording import upper
     from dpldm.run import plan_of
-    from dpldm.train.finetune import FinetuneStep, finetune
+    from dpldm.train.finetune import finetune
+    from dpldm.train.shown import FinetuneStep
 
     expected = plan(config).seconds or 0.0  # measured on random numbers, so that the time left tells nothing private
 
-    def describe(step: FinetuneStep) -> tuple[int, int, str]:
-        left = duration(expected * (1 - step.number / step.steps))
-        spent = f"epsilon {upper(step.epsilon_spent)} (delta {config.privacy.delta:g})"
-        return step.number, step.steps, spent + (f", about {left} left" if step.number < step.steps else "")
-
-    last = follow(finetune(config), "finetune", describe, timed=False)
+    last: FinetuneStep | None = None
+    with following("finetune", timed=False) as show:
+        for last in finetune(config, lambda stage, done, total: show(done, total, stage)):
+            left = duration(expected * (1 - last.number / last.steps))
+            spent = f"epsilon {upper(last.epsilon_spent)} (delta {config.privacy.delta:g})"
+            show(last.number, last.steps, spent + (f", about {left} left" if last.number < last.steps else ""))
     if last is None:
         out.print("finetune: finished before, nothing to do")
     elif last.number == last.steps:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpldm.data.ingest import keyed_fingerprint
 from dpldm.data.source import Source
-from dpldm.train.checkpoint import replace_file
+from dpldm.privacy.durable import replace_file
 
 
 def note_fingerprint(ledger: Path, plan: str, source: Source) -> None:

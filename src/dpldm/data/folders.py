@@ -2,12 +2,13 @@
 
 import os
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
+from dpldm.data.columns import Table, require_column, told_by
 from dpldm.data.decode import decode, is_dicom, read_file
 from dpldm.data.names import has_image_suffix
 from dpldm.data.source import Source, Wanted
@@ -15,9 +16,6 @@ from dpldm.data.tables import find_table, read_table
 from dpldm.errors import UserError
 
 FOLDER_PER_CLASS = "folder per class"
-
-Table = Mapping[str, list[str]]
-"""Columns by name, each with one text a row."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,64 +78,37 @@ def folder_with_table(
 
     Args:
         table_path: where the table is from, for messages.
-        wanted: the columns to take; a label or caption that it does not name is one called `label`, or `caption` or
-            `text`.
+        wanted: the columns to take (see `told_by`).
         rows: those of the table to take, because they are of the wanted split; None takes all.
 
     Raises:
         UserError: a named column is missing, a file is listed twice, or a row has no file.
     """
-    columns: dict[str, str | None] = {
-        "label": wanted.label or first_of(table, ("label",)),
-        "caption": wanted.caption or first_of(table, ("caption", "text")),
-        "group": wanted.group,
-    }
-    keys = _checked_keys(table_path, table, wanted.image, columns)
+    require_column(table_path, table, wanted.image, "rename")
+    told = told_by(table_path, table, wanted)
+    keys = _checked_keys(table_path, table[wanted.image], wanted.image)
     order = sorted(range(len(keys)) if rows is None else rows, key=keys.__getitem__)
 
-    def in_order(role: str) -> list[str] | None:
-        column = columns[role]
-        return None if column is None else [table[column][row] for row in order]
+    def in_order(column: list[str] | None) -> list[str] | None:
+        return None if column is None else [column[row] for row in order]
 
     return FolderSource(
         layout=layout,
         root=root,
         split=None if rows is None else wanted.split,
         keys=[keys[row] for row in order],
-        labels=in_order("label"),
-        captions=in_order("caption"),
-        groups=in_order("group"),
-        unused_columns=[column for column in table if column not in {wanted.image, *columns.values()}],
+        labels=in_order(told.labels),
+        captions=in_order(told.captions),
+        groups=in_order(told.groups),
+        unused_columns=[name for name in told.unused if name != wanted.image],
     )
 
 
-def first_of(table: Table, names: tuple[str, ...]) -> str | None:
-    """The first of these names that is a column."""
-    return next((name for name in names if name in table), None)
-
-
-def require_columns(place: Path, table: Table, columns: Mapping[str, str | None]) -> None:
-    """Refuse columns that a table has not.
-
-    Args:
-        columns: by role (image, label, ...), the name of the column, or None.
-
-    Raises:
-        UserError: one is missing.
-    """
-    for role, column in columns.items():
-        if column is not None and column not in table:
-            remedy = "rename" if role == "image" else f"name another {role} column, or rename"
-            there = ", ".join(map(repr, table))
-            raise UserError(f"{place} has no column {column!r} (its columns: {there}): {remedy} it in the table.")
-
-
-def _checked_keys(path: Path, table: Table, image_column: str, columns: Mapping[str, str | None]) -> list[str]:
+def _checked_keys(path: Path, names: list[str], column: str) -> list[str]:
     """The normalised file name of each row; refuses a table that leaves open which record is whose."""
-    require_columns(path, table, {"image": image_column, **columns})
-    if not all(table[image_column]):
-        raise UserError(f"{path} has a row without a value in {image_column!r}: fill it in.")
-    keys = [posixpath.normpath(_as_posix(path.parent, name)) for name in table[image_column]]
+    if not all(names):
+        raise UserError(f"{path} has a row without a value in {column!r}: fill it in.")
+    keys = [posixpath.normpath(_as_posix(path.parent, name)) for name in names]
     if len(set(keys)) < len(keys):
         raise UserError(f"{path} lists a file more than once: keep one row for each file.")
     return keys

@@ -53,6 +53,7 @@ class Inspection:
     """Linked folders, which are not entered."""
     unused_columns: list[str]
     label_column: str | None
+    caption_column: str | None
     group_column: str | None
 
     @property
@@ -104,6 +105,7 @@ def inspect_source(
         linked=[key for key in source.ignored if (Path(path) / key).is_dir()],
         unused_columns=source.unused_columns,
         label_column=label_column,
+        caption_column=caption_column,
         group_column=group_column,
     )
 
@@ -193,7 +195,7 @@ def _warnings(found: Inspection) -> list[str]:
             f"{printable(tables[0])} is not read: a table of classes and persons is one named metadata.csv, with the "
             "names of the files in a column file_name."
         )
-    if found.labels is None and found.unused_columns:
+    if found.labels is None and found.caption_column is None and found.unused_columns:
         warnings.append("no class column was found: if one of the columns holds the class, use --label-column.")
     if found.labels is not None and set(found.labels) <= SPLIT_NAMES:
         warnings.append(
@@ -206,8 +208,10 @@ def _warnings(found: Inspection) -> list[str]:
     if found.linked:
         warnings.append(f"linked folders are not entered: {_listing([printable(key) for key in found.linked])}.")
     if found.captions:
+        remedy = "look again with --caption-column" if found.caption_column is None else "choose one"
         warnings.append(
-            "captions are used by a backbone that is told captions only: name their column in data.caption_column."
+            f"captions are used by a backbone that is told captions only, which grey32 is not: {remedy} "
+            "(docs/backbones.md)."
         )
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
@@ -240,13 +244,16 @@ def _may_be_a_table(found: Inspection, key: str) -> bool:
 def write_config(inspection: Inspection, path: Path) -> None:
     """Writes the start of a run's configuration (YAML), without any count of the data.
 
+    With a caption column it declares no classes, since an image is told by one of the two.
+
     Raises:
         UserError: the file exists, or cannot be written.
     """
     text = _CONFIG.format(
         path=_yaml(str(inspection.path)),
-        labels=_yaml(list(inspection.labels or ())),
+        labels=_yaml([] if inspection.caption_column is not None else list(inspection.labels or ())),
         label_column=_yaml(inspection.label_column),
+        caption_column=_yaml(inspection.caption_column),
         group_column=_yaml(inspection.group_column),
         unit=_UNIT_GROUP if inspection.group_column else _UNIT_IMAGE,
         dataset_id=_yaml(_dataset_id(inspection.path.resolve().name.split(".")[0])),
@@ -291,6 +298,7 @@ data:
   # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
   labels: {labels}
   label_column: {label_column}        # column of the metadata table with the class
+  caption_column: {caption_column}        # column with a text for each image, instead of labels: see docs/backbones.md
   group_column: {group_column}        # column that names the person, for privacy.unit: group
   # For 16-bit images: [low, high] shown as black and white. Take it from the instrument, not from the images.
   window:

@@ -39,6 +39,7 @@ class PrivateLatents:
     members: Tensor | None = None  # (U, m) int64, the records of each unit, then -1; None: every record is a unit
     tokens: Tensor | None = None  # (N, T) int64, the caption of each record; None: the network is told labels
     publics: Tensor | None = None  # (N,) int64, id of the public class that each record resembles, if that is told too
+    parts: Tensor | None = None  # (N,) int64, the part of its class that each record belongs to, if classes have any
 
     @property
     def units(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from dpldm.data.columns import told_by
 from dpldm.data.decode import MAX_FILE_BYTES, Unreadable, decode
-from dpldm.data.folders import first_of, require_columns
 from dpldm.data.source import Source, Wanted, of_split
 from dpldm.data.tables import TABLE_NAMES
 from dpldm.errors import MissingExtra, UserError
@@ -122,20 +122,14 @@ def _open(pyarrow: Any, path: Path, files: list[Path], wanted: Wanted) -> Parque
         for count, piece in file.pieces:
             rows += [(len(pieces), row) for row in range(count)]
             pieces.append(piece)
-    roles = {
-        "label": wanted.label or first_of(table, ("label",)),
-        "caption": wanted.caption or first_of(table, ("caption", "text")),
-        "group": wanted.group,
-    }
-    require_columns(path, table, roles)
-    labels, captions, groups = (None if name is None else table[name] for name in roles.values())
+    told = told_by(path, table, wanted)
     return ParquetSource(
         layout="parquet with images" if files[0].suffix == ".parquet" else "Hugging Face data set on disk",
         keys=keys,
-        labels=labels,
-        captions=captions,
-        groups=groups,
-        unused_columns=[name for name in table if name not in roles.values()],
+        labels=told.labels,
+        captions=told.captions,
+        groups=told.groups,
+        unused_columns=told.unused,
         rows=rows,
         pieces=pieces,
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from dpldm.data.columns import told_by
 from dpldm.data.decode import MAX_FILE_BYTES, Unreadable, decode
-from dpldm.data.folders import first_of, require_columns
 from dpldm.data.names import has_image_suffix
 from dpldm.data.source import Source, Wanted, of_split
 from dpldm.errors import UserError
@@ -82,21 +82,15 @@ def open_shards(path: Path, wanted: Wanted) -> ShardSource | None:
     keys = sorted(samples)
     names = dict.fromkeys(name for key in keys for name in samples[key].texts)
     table = {name: [samples[key].texts.get(name, "") for key in keys] for name in names}
-    columns = {
-        "label": wanted.label or first_of(table, ("cls",)),
-        "caption": wanted.caption or first_of(table, ("txt", "caption")),
-        "group": wanted.group,
-    }
-    require_columns(path, table, columns)
-    labels, captions, groups = (None if name is None else table[name] for name in columns.values())
+    told = told_by(path, table, wanted, label=("cls",), caption=("txt", "caption"))
     return ShardSource(
         layout="WebDataset shards",
         keys=keys,
         split=split,
-        labels=labels,
-        captions=captions,
-        groups=groups,
-        unused_columns=[name for name in table if name not in columns.values()],
+        labels=told.labels,
+        captions=told.captions,
+        groups=told.groups,
+        unused_columns=told.unused,
         places=[samples[key].image for key in keys],
     )
 

@@ -31,9 +31,9 @@ from dpldm.evaluation.utility import (
     quick,
     train_on_synthetic,
 )
+from dpldm.privacy.durable import replace_file
 from dpldm.run import Run
 from dpldm.sampling import SyntheticSet, load_synthetic, planned_labels
-from dpldm.train.checkpoint import replace_file
 
 
 @dataclass(frozen=True)

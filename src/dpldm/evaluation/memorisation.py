@@ -22,10 +22,10 @@ from dpldm.errors import UserError
 from dpldm.evaluation.evaluate import extractor_of, require_test_path
 from dpldm.evaluation.features import FeatureExtractor, Images, scaled
 from dpldm.evaluation.neighbours import Copies, Nearness, copies, nearness
+from dpldm.privacy.durable import replace_file
 from dpldm.run import Run
 from dpldm.sampling import load_synthetic
 from dpldm.sheet import contact_sheet
-from dpldm.train.checkpoint import replace_file
 
 ALARM = 1e-3
 """A p-value below it is an alarm, in either test. Fixed before anything was looked at."""

@@ -41,7 +41,7 @@ class Posterior:
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw per image, (N, c, h, w). For public images only: see train/finetune.py."""
+        """One draw per image, (N, c, h, w). For public images only: see train/example_losses.py."""
         return self.at(torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype))
 
 

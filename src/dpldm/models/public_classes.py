@@ -7,9 +7,11 @@ another image, so what a network is told about an image stays a function of that
 
 import torch
 from diffusers import DDPMScheduler
+from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from dpldm.config import RunConfig
+from dpldm.errors import UserError
 from dpldm.models.families import family_of
 from dpldm.train.public_data import step_generator
 
@@ -24,6 +26,20 @@ def adapt(network: nn.Module, config: RunConfig) -> None:
     """Make room for the run's classes, in place, beside the public ones if they are told too (see `Family.adapt`)."""
     keep = config.privacy.public_classes_noise is not None
     family_of(network).adapt(network, len(config.data.labels), keep_public=keep)
+
+
+def merged(guesses: Tensor, groups: int) -> Tensor:
+    """Centres (`groups`, c, h, w) of groups of alike guesses (C, c, h, w), by k-means; public and repeatable.
+
+    Raises:
+        UserError: there are fewer guesses than groups.
+    """
+    if len(guesses) < groups:
+        raise UserError(
+            f"privacy.class_parts is {groups}, and the backbone has {len(guesses)} classes of its own: lower it."
+        )
+    centres, _ = kmeans2(guesses.flatten(1).double().numpy(), groups, iter=30, minit="++", seed=0)
+    return torch.from_numpy(centres).float().view(groups, *guesses.shape[1:])
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import Question
 
@@ -218,19 +219,8 @@ class Ledger:
 def _create(path: Path, dataset_id: str, cap: tuple[float, float] | None) -> None:
     """The first line, on disk whole or not at all: a ledger that exists and has no first line was damaged."""
     line = _sealed({"event": "created", "dataset_id": dataset_id, "cap": list(cap) if cap else None}, 0, "")
-    partial = path.with_name(path.name + ".partial")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_encoded(line))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, _encoded(line))
     except OSError:
         raise _unwritable(path) from None
 

@@ -18,7 +18,7 @@ from dpldm.privacy.grid import add_gaussian_on_grid
 from dpldm.privacy.ledger import Ledger
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import CandidateScores, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.questions import CandidateScores, ClassMeans, ClassSpreads, PublicClassHistogram, Question
 
 CERTAIN = 2.0
 """Deviations of the noise that a cell must exceed to count: one in 44 empty ones does."""
@@ -92,6 +92,47 @@ def class_sums(question: ClassMeans, places: Places, latents: Tensor, classes: i
     return total
 
 
+def spread_sums(question: ClassSpreads, places: Places, latents: Tensor, centres: Tensor) -> Tensor:
+    """Sum over units of share * r r^T / R^2 in each class, packed: (K, d (d + 1) / 2) float64. PRIVATE.
+
+    Args:
+        places: with numbers of parts for labels, those of a class one after another.
+        latents: (N, ...) one of d entries for each record; r is its distance from its part's centre, cut to norm R.
+        centres: (K, parts, d), not a function of the records but through a noised answer.
+    """
+    flat, (classes, parts, d), of_part = latents.flatten(1), centres.shape, centres.flatten(0, 1).double()
+    total = torch.zeros(classes, d, d, dtype=torch.float64)
+    for start in range(0, len(places.records), UNITS_AT_ONCE):
+        part = slice(start, start + UNITS_AT_ONCE)
+        rows = Places(places.records[part], places.labels[part], places.weights[part])
+        z = flat[rows.records].double()  # (u, m, d)
+        shares = rows.shares(rows.known(classes * parts) & torch.isfinite(z).all(2))
+        for label in range(classes):
+            of_class = (shares > 0) & (rows.labels // parts == label)
+            r = z[of_class] - of_part[rows.labels[of_class]]
+            r = r / r.norm(dim=1, keepdim=True).clamp(min=question.clip_norm)  # norm at most 1, in units of R
+            total[label] += (r * shares[of_class][:, None]).T @ r
+    return packed(total)
+
+
+def packed(matrices: Tensor) -> Tensor:
+    """Symmetric (..., d, d) as vectors (..., d (d + 1) / 2) of the same norm: entries off the diagonal, sqrt 2 fold."""
+    upper, lower = torch.triu_indices(*matrices.shape[-2:])
+    return matrices[..., upper, lower] * _weights(upper, lower)
+
+
+def unpacked(vectors: Tensor, d: int) -> Tensor:
+    """The matrices (..., d, d) that `packed` made."""
+    upper, lower = torch.triu_indices(d, d)
+    matrices = torch.zeros(*vectors.shape[:-1], d, d, dtype=vectors.dtype)
+    matrices[..., upper, lower] = matrices[..., lower, upper] = vectors / _weights(upper, lower)
+    return matrices
+
+
+def _weights(rows: Tensor, columns: Tensor) -> Tensor:
+    return torch.where(rows == columns, 1.0, 2.0).double().sqrt()
+
+
 def score_sums(question: CandidateScores, places: Places, scores: Tensor) -> Tensor:
     """Sum over units of the mean scores of their images / sqrt(k), (k,) float64. PRIVATE.
 
@@ -140,10 +181,18 @@ def counts_by_share(shares: Tensor, count: int) -> tuple[int, ...]:
 
 
 def class_means(question: ClassMeans, noised: Tensor) -> tuple[Tensor, Tensor]:
-    """(means, counts) from the answer, (K, d) in units of the latent and (K,): the clipped sum over the count.
-
-    A count below 1 is taken for 1, so that the mean of an empty class is noise of a bounded size.
-    """
+    """Sums of the clipped latents and counts of each part from the answer, (K * parts, d) and (K * parts,), in units of
+    the latent. Their noise has the deviations `deviations_of_means`."""
     noised = noised.double() * math.hypot(1, question.count_weight)
-    sums, counts = noised[:, :-1] * question.clip_norm, noised[:, -1] / question.count_weight
-    return sums / counts.clamp(min=1.0)[:, None], counts
+    return noised[:, :-1] * question.clip_norm, noised[:, -1] / question.count_weight
+
+
+def deviations_of_means(question: ClassMeans) -> tuple[float, float]:
+    """Standard deviations of the noise in an entry of a sum and in a count (see `class_means`)."""
+    whole = question.noise_multiplier * math.hypot(1, question.count_weight)
+    return whole * question.clip_norm, whole / question.count_weight
+
+
+def class_spreads(question: ClassSpreads, noised: Tensor, d: int) -> Tensor:
+    """Sums of r r^T in each class in units of the latent, (K, d, d) float64, from the answer; not divided by counts."""
+    return unpacked(noised.double(), d) * question.clip_norm**2

@@ -17,6 +17,7 @@ from dpldm.privacy.accounting import WholeRelease
 LEAST_NOISE, MOST_NOISE = 0.3, 1e6
 """Below the first a question alone costs an epsilon above 10; beyond the second its cost drowns in rounding."""
 MOST_RESERVE = 100
+MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,28 +93,54 @@ class PublicClassHistogram(Histogram):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMeans(Question):
-    """Sum of the latents of each declared class, each clipped to norm R, and next to it how many there were.
+    """Sum of the latents of each declared class, each clipped to norm R, and next to it how many there were; or the
+    same of several parts of each class. Which part an image belongs to is a function of the image alone.
 
-    In class k a unit contributes (sum of w z / R, a sum of w) / sqrt(1 + a^2) over its images z of that class, with
-    weights w = 1/m: the weight of the count, a, says how the budget is shared between the two.
+    In class k, or a part of it, a unit contributes (sum of w z / R, a sum of w) / sqrt(1 + a^2) over its images z
+    there, with weights w = 1/m: the weight of the count, a, says how the budget is shared between the two.
     """
 
     kind = "class_means"
     clip_norm: float  # R, in units of the latent
     count_weight: float = 0.25
     """a. The error of a mean of d entries is least at a = d^(-1/4), and flat around it: 0.25 is right for d = 256."""
+    parts: int = 1  # of each class
 
     def __post_init__(self) -> None:
         """See `Question`."""
         super().__post_init__()
-        for number in (self.clip_norm, self.count_weight):
-            if type(number) not in (int, float) or not 1e-6 <= number <= 1e6:
-                raise ValueError(f"The clip norm and the count weight of {self.kind} must lie between 1e-6 and 1e6.")
+        if type(self.parts) is not int or not 1 <= self.parts <= MOST_PARTS:
+            raise ValueError(f"The parts of {self.kind} must be a whole number from 1 to {MOST_PARTS}.")
+        _require_norm(self.clip_norm, f"The clip norm of {self.kind}")
+        _require_norm(self.count_weight, f"The count weight of {self.kind}")
 
     @property
     def replace_one(self) -> float:
         """2 / sqrt(1 + a^2), for opposite latents of one class, where the count stays; sqrt 2 if that is more."""
         return max(math.sqrt(2), 2 / math.hypot(1, self.count_weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSpreads(Question):
+    """Second moments of the latents of each declared class around noised means m, each difference clipped to norm R.
+
+    In class k a unit contributes the sum of w r r^T / R^2 over its images of that class, with weights w = 1/m and
+    r = z - m, where m is the mean of the class or of the image's part of it: the entries on and above the diagonal,
+    those above it times sqrt 2, a vector with the matrix's norm.
+    """
+
+    kind = "class_spreads"
+    clip_norm: float  # R, in units of the latent
+
+    def __post_init__(self) -> None:
+        """See `Question`."""
+        super().__post_init__()
+        _require_norm(self.clip_norm, f"The clip norm of {self.kind}")
+
+    @property
+    def replace_one(self) -> float:
+        """sqrt 2: two positive semidefinite matrices have no negative inner product, and a norm of at most 1."""
+        return math.sqrt(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +167,14 @@ class CandidateScores(Question):
 
 
 KINDS: dict[str, type[Question]] = {
-    question.kind: question for question in (ClassHistogram, PublicClassHistogram, ClassMeans, CandidateScores)
+    question.kind: question
+    for question in (ClassHistogram, PublicClassHistogram, ClassMeans, ClassSpreads, CandidateScores)
 }
+
+
+def _require_norm(number: object, name: str) -> None:
+    if type(number) not in (int, float) or not 1e-6 <= number <= 1e6:  # type: ignore[operator]
+        raise ValueError(f"{name} must lie between 1e-6 and 1e6.")
 
 
 def question_of(constants: Mapping[str, Any]) -> Question:

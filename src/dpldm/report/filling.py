@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 
 from dpldm.data.names import printable
+from dpldm.progress import duration
 from dpldm.report.wording import percent, upper
 
 
@@ -24,20 +25,13 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    made.filters |= {"percent": percent, "duration": spoken, "short": short, "bound": upper}
+    made.filters |= {"percent": percent, "duration": duration, "short": short, "bound": upper}
     return made
 
 
 def _visible(value: Any) -> Any:
     """Text with control characters, line breaks and bidirectional overrides written out; autoescape does the rest."""
     return printable(value) if type(value) is str else value
-
-
-def spoken(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def short(number: float) -> str:

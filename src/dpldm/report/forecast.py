@@ -4,11 +4,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dpldm.console import duration
 from dpldm.evaluation.evaluate import Evaluation
 from dpldm.outlook import Outlook, Verdict
 from dpldm.planning import Choice, Forecast
 from dpldm.privacy.selection import SelectionPlan
+from dpldm.progress import duration
 from dpldm.report.wording import upper
 
 

@@ -18,10 +18,11 @@ from dpldm.errors import UserError
 from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.queries import Places, ask, class_counts, class_sums
-from dpldm.privacy.questions import ClassHistogram, ClassMeans, PublicClassHistogram, Question
+from dpldm.privacy.queries import Places, ask, class_counts, class_sums, spread_sums
+from dpldm.privacy.questions import CandidateScores, ClassMeans, ClassSpreads, PublicClassHistogram, Question
 from dpldm.privacy.selection import Plan, trial_of
 from dpldm.run import Run, require_same_backbone
+from dpldm.train.centres import Centres, centres_of
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -44,10 +45,12 @@ def ask_all(
             and backbone.
     """
     for question in plan.queries:
-        if not isinstance(question, ClassHistogram | PublicClassHistogram | ClassMeans):
-            continue  # a trial's score, which is asked when there is a model
+        if isinstance(question, CandidateScores):
+            continue  # of a trial, asked when there is a model
+        centres = centres_known(run, plan, ledger, backbone, classes) if isinstance(question, ClassSpreads) else None
+        total = partial(_total, question, latents, classes, None if centres is None else centres.means)
         try:
-            ask_once(question, partial(_total, question, latents, classes), run, plan, ledger, backbone, entropy)
+            ask_once(question, total, run, plan, ledger, backbone, entropy)
         except BudgetExhausted:
             raise UserError(
                 f"All {question.attempts} attempts at the query {question.kind} of the run {run.config.name!r} are "
@@ -131,6 +134,18 @@ def answered(kind: type[Kind], run: Run, plan: Plan, ledger: Ledger, backbone: s
     return None
 
 
+def centres_known(run: Run, plan: Plan, ledger: Ledger, backbone: str, classes: int) -> Centres:
+    """What the answer about class means says, of a plan that asks for them; post-processing.
+
+    Raises:
+        UserError: see `answered`.
+    """
+    known = answered(ClassMeans, run, plan, ledger, backbone)
+    if known is None:
+        raise ValueError("The plan needs the class means, and does not ask for them.")
+    return centres_of(*known, classes)
+
+
 def places_of(latents: PrivateLatents) -> Places:
     """All units with their images. PRIVATE."""
     records, weights = latents.records_of(torch.arange(latents.units))
@@ -141,19 +156,30 @@ def _place(run: Run, question: Question) -> Path:
     return run.answers / f"{question.kind}.safetensors"
 
 
-def _total(question: Question, latents: PrivateLatents, classes: int) -> Tensor:
-    """The sum that `question` asks for. PRIVATE."""
-    places = places_of(latents)
+def _total(question: Question, latents: PrivateLatents, classes: int, centres: Tensor | None) -> Tensor:
+    """The sum that `question` asks for, about noised `centres` (K, parts, d) if it is one about spreads. PRIVATE."""
+    places, means = places_of(latents), latents.posterior.mean
+    if isinstance(question, ClassSpreads) and centres is not None:
+        return spread_sums(question, _in_parts(places, latents.parts, classes, centres.shape[1]), means, centres)
     if isinstance(question, ClassMeans):
-        return class_sums(question, places, latents.posterior.mean, classes)
+        cells = _in_parts(places, latents.parts, classes, question.parts)
+        return class_sums(question, cells, means, classes * question.parts)
     if isinstance(question, PublicClassHistogram):
-        return class_counts(_in_cells(question, places, latents, classes), classes * question.public_classes)
+        publics = None if latents.publics is None else latents.publics - classes
+        cells = _in_parts(places, publics, classes, question.public_classes)
+        return class_counts(cells, classes * question.public_classes)
     return class_counts(places, classes)
 
 
-def _in_cells(question: PublicClassHistogram, places: Places, latents: PrivateLatents, classes: int) -> Places:
-    """The same places with the number of a pair of classes for a label, -1 where the label is unknown. PRIVATE."""
-    if latents.publics is None:
-        raise ValueError("The public classes of the images are asked for, and have not been found.")
-    cells = places.labels * question.public_classes + latents.publics[places.records] - classes
-    return replace(places, labels=torch.where(places.known(classes), cells, -1))
+def _in_parts(places: Places, part_of: Tensor | None, classes: int, parts: int) -> Places:
+    """The same places with numbers of parts of classes for labels, -1 where the class is unknown. PRIVATE.
+
+    Args:
+        part_of: (N,) the part of each record, 0 to parts - 1; not needed if a class has one.
+    """
+    if parts == 1:
+        return places
+    if part_of is None:
+        raise ValueError("Parts of classes are asked for, and have not been found.")
+    numbers = places.labels * parts + part_of[places.records]
+    return replace(places, labels=torch.where(places.known(classes), numbers, -1))

@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dpldm.config import AutoencoderRecipe
 from dpldm.models.autoencoder import build_autoencoder, decode, encode, standardise_latents
+from dpldm.recipe import AutoencoderRecipe
 from dpldm.train.public_data import batch_of, jitter, step_generator
 from dpldm.train.public_training import PublicTraining
 

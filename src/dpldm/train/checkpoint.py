@@ -1,21 +1,21 @@
 """One file per checkpoint: tensors of several groups and a few numbers, written so that a kill leaves old or new.
 
-safetensors only (no pickle). The file is written beside its target, flushed to disk, and renamed over it.
+safetensors only (no pickle).
 """
 
 import errno
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dpldm.errors import UserError
+from dpldm.privacy.durable import replacing
 
 Groups = dict[str, dict[str, Tensor]]
 
@@ -25,63 +25,33 @@ def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], fact
     flat = {
         f"{group}/{name}": t.detach().contiguous() for group, tensors in groups.items() for name, t in tensors.items()
     }
-    temporary = _beside(path)
-    os.close(_opened(temporary, 0o600))  # nobody else's to read from its first byte
-    try:
-        save_file(flat, temporary, metadata={"facts": json.dumps(dict(facts))})  # from the tensors' own memory
-    except SafetensorError as error:
-        raise OSError(errno.EIO, "a checkpoint cannot be written") from error
-    temporary.chmod(0o600)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    _put(temporary, path)
-
-
-def replace_file(path: Path, payload: bytes, mode: int = 0o600) -> None:
-    """Replace the content of `path` so that a reader, or a kill at any moment, sees the old or the new file."""
-    temporary = _beside(path)
-    with os.fdopen(_opened(temporary, mode), "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    _put(temporary, path)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def _opened(path: Path, mode: int) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Rename a file that is on the disk over its target, and see to it that the renaming is there too."""
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with replacing(path) as temporary:
+        try:
+            save_file(flat, temporary, metadata={"facts": json.dumps(dict(facts))})  # from the tensors' own memory
+        except SafetensorError as error:
+            raise OSError(errno.EIO, "a checkpoint cannot be written") from error
+        temporary.chmod(0o600)  # safetensors may have made it anew
 
 
 def load_checkpoint(path: Path, *, paid_for: bool = False) -> tuple[Groups, dict[str, Any]]:
-    """What `save_checkpoint` wrote.
+    """What `save_checkpoint` wrote, each tensor in memory of its own.
 
     Args:
         paid_for: it holds updates that cost privacy: the advice is then never to delete it.
 
     Raises:
         UserError: the file is not a checkpoint or is damaged.
+        OSError: it is not there, or cannot be read.
     """
-    data = path.read_bytes()
+    path.open("rb").close()  # whatever it is that cannot be opened, safetensors says that it is not there
+    groups: Groups = {}
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts = json.loads(header["__metadata__"]["facts"])
-        groups: Groups = {}
-        for key, tensor in load(data).items():
-            group, name = key.split("/", 1)
-            groups.setdefault(group, {})[name] = tensor
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                group, name = key.split("/", 1)
+                # What comes is the file itself, mapped: kept, it would hold a file that was long replaced on the disk.
+                groups.setdefault(group, {})[name] = file.get_tensor(key).clone()
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         remedy = (
             "restore it from a copy (deleting it would lose updates that are paid for)"

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL
 from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
 
-from dpldm.config import DiffusionRecipe
 from dpldm.models.autoencoder import Posterior, encode
 from dpldm.models.denoiser import build_denoiser, build_scheduler, condition, denoising_losses
+from dpldm.recipe import DiffusionRecipe
 from dpldm.train.public_data import jitter, step_generator
 from dpldm.train.public_training import PublicTraining
 

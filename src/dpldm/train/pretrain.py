@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import dpldm
-from dpldm.config import BackboneRecipe
 from dpldm.data.public.collection import PublicSet
 from dpldm.models.backbone import Backbone
 from dpldm.models.denoiser import build_scheduler
+from dpldm.recipe import BackboneRecipe
 from dpldm.train.autoencoder import AutoencoderTraining, mean_absolute_error
 from dpldm.train.diffusion import DiffusionTraining, encode_public, pseudo_classes
 from dpldm.train.public_data import load_public_images

@@ -13,7 +13,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from dpldm.config import StageRecipe
+from dpldm.recipe import StageRecipe
 from dpldm.train.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dpldm.train.public_data import step_generator
 from dpldm.train.schedule import rate

@@ -26,7 +26,11 @@ from dpldm.privacy.entropy import SeededEntropy
 from dpldm.privacy.ledger import open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run
-from dpldm.train.finetune import FinetuneStep, Tuner, algorithm_1, check_fit, require_examples_apart, stand_ins
+from dpldm.train.algorithm_1 import algorithm_1
+from dpldm.train.checks import check_fit, require_examples_apart
+from dpldm.train.made_up import stand_ins
+from dpldm.train.shown import FinetuneStep
+from dpldm.train.tuner import Tuner
 
 STEPS = 2
 PASS = 4
@@ -83,7 +87,7 @@ def replay(config: RunConfig, plan: PrivacyPlan, seed: int = 0) -> list[Pair]:
     backbone = load_backbone(config.backbone)
     check_fit(config, backbone)
     own = _copied(backbone)
-    require_examples_apart(Tuner(own, config, plan), own, config)
+    require_examples_apart(own, Tuner(own, config, plan).trainable, config)
     common, extra = (_made_up(config, plan, backbone, units, seed) for units in (COMMON, 1))
     null = replace(extra, usable=torch.zeros_like(extra.usable))
     found = []

@@ -24,25 +24,22 @@ from dpldm.data.latents import PrivateLatents
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.privacy.durable import replace_file
 from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.queries import score_sums
 from dpldm.privacy.sampling import draw_trials
 from dpldm.privacy.selection import SelectionPlan
 from dpldm.run import Run, ledger_cap, paid_plan, require_same_backbone
+from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.asking import ask_once, places_of
-from dpldm.train.checkpoint import load_checkpoint, replace_file, save_checkpoint
-from dpldm.train.finetune import (
-    Tuner,
-    algorithm_1,
-    ask_and_start,
-    example_losses,
-    fresh_draws,
-    prepared,
-    register,
-    resume,
-)
+from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
+from dpldm.train.example_losses import example_losses, fresh_draws
+from dpldm.train.finetune import prepared
+from dpldm.train.resuming import register, resume
+from dpldm.train.starting import ask_and_start
 from dpldm.train.timesteps import Timesteps
+from dpldm.train.tuner import Tuner
 
 DRAWS_PER_SCORE = 4
 """Noise and timestep draws of each image for its score."""
