@@ -10,8 +10,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from dpldm import BackboneRecipe
 from dpldm.cli import COMMANDS, OneSentenceParser
-from dpldm.config import BackboneRecipe, RunConfig
+from dpldm.config import RunConfig
 from dpldm.loading import settings
 
 _COLUMNS = "88"  # of the help texts

@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from documents import PAGES, ROOT, Block, blocks, commands
+from dpldm import BackboneRecipe
 from dpldm.cli import COMMANDS, OneSentenceParser, main
 from dpldm.commands.run import overrides
-from dpldm.config import BackboneRecipe, RunConfig
+from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.loading import load_config, validate
 from tiny_runs import cheap_features, hurry, tiny_settings, write_images
