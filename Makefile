@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: quickstart test test-slow mutants bench screen lint types clean
+.PHONY: quickstart test test-slow mutants bench screen docs lint types clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -25,8 +25,8 @@ quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, 
 	$(BIN)/dpldm report runs/quickstart
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests tools benchmarks
-	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks docs examples
+	$(BIN)/ruff format --check src tests tools benchmarks docs examples
 
 types: $(VENV)/.dev
 	$(BIN)/mypy --strict src
@@ -48,5 +48,8 @@ screen: $(VENV)/.dev  ## ablations on a public stand-in, an arm after another; h
 	$(BIN)/python tools/screen.py
 	$(BIN)/python tools/screen.py --page
 
+docs: $(VENV)/.dev  ## these pages as a static site in site/, which fails on a link or a name that leads nowhere
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir site/.doctrees docs site
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

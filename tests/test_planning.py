@@ -133,8 +133,11 @@ def test_warnings_are_given_where_due(raw: dict[str, Any]) -> None:
     assert calm.noise_to_signal < HARD_TO_LEARN
     assert [warning.split(":")[0] for warning in calm.warnings] == ["Declared a public benchmark"]
     grouped = forecast(raw, trainable="condition", data=raw["data"] | {"group_column": "patient"})
-    assert len(grouped.warnings) == 1
-    assert "per image" in grouped.warnings[0]
+    assert [next(t for t in ("per image", "privacy.cap") if t in told) for told in grouped.warnings] == [
+        "per image",
+        "privacy.cap",
+    ]
+    assert not forecast(raw, trainable="condition", privacy=raw["privacy"] | {"cap": [1.0, 2e-3]}).warnings
 
 
 @pytest.mark.parametrize(

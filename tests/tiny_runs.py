@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from dpldm import auditing
 from dpldm.evaluation.features import Features, Images
 
 
@@ -59,3 +61,20 @@ class Means:
         n, height, width, _ = images.shape
         quarters = images.reshape(n, 2, height // 2, 2, width // 2, -1)
         return quarters.mean((2, 4, 5)).reshape(n, 4).astype(np.float32) / 255
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Commands that spend time for the sake of figures spend little: audits, the baseline classifier, charts."""
+    effort = auditing.Effort(attempts=300, sampler_rounds=100, canaries=500)
+    patch.setattr(auditing, "Effort", lambda: effort)
+    patch.setattr("dpldm.baselines.classifier.STEPS", 3)
+    patch.setattr("dpldm.evaluation.neighbours.SHUFFLES", 199)
+    charts = dict.fromkeys(("guesses", "delta", "attack", "spending", "accuracy"), "<svg></svg>")
+    patch.setattr("dpldm.report.page._charts", lambda report: charts)
+
+
+def cheap_features(patch: pytest.MonkeyPatch) -> None:
+    """`Means` wherever a command looks through a network."""
+    patch.setattr("dpldm.evaluation.evaluate.extractor_of", lambda config: Means())
+    patch.setattr("dpldm.evaluation.memorisation.extractor_of", lambda config: Means())
+    patch.setattr("dpldm.baselines.classifier.public_features", lambda config: Means())

@@ -120,7 +120,10 @@ def of_rehearsal(accuracy: float, class_means: bool, classes: int) -> Outlook:
     Args:
         accuracy: of a CNN that learnt from the rehearsal's synthetic images alone.
     """
-    reason = f"on public images the same plan taught a classifier {accuracy:.1%} of {classes} classes"
+    reason = (
+        f"a classifier that learnt from what the same plan made of public images recognises {accuracy:.1%} of them, "
+        f"where guessing one of {classes} classes gives {1 / classes:.1%}"
+    )
     if is_learnt(accuracy, classes):
         return Outlook(Verdict.LEARNT, reason)
     return Outlook(Verdict.NO, reason, alternatives(class_means, classes))

@@ -274,4 +274,9 @@ def _warnings(config: RunConfig, constants: PrivacyPlan) -> list[str]:
         found.append(f"Epsilon {constants.epsilon:g} is a weak worst-case promise; 1 is strong.")
     if constants.public_benchmark:
         found.append("Declared a public benchmark: nothing is protected, no cap applies, and the release says so.")
+    elif config.privacy.cap is None:
+        found.append(
+            "privacy.cap is blank: the first run's epsilon and delta are then all that may ever be spent on this data "
+            "set. Declare a larger cap before that run if another run or a baseline may follow."
+        )
     return found

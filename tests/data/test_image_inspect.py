@@ -9,9 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from dpldm.config import DataConfig
+from dpldm.config import DataConfig, RunConfig
 from dpldm.data.inspect import inspect_source, label_order, render, write_config
 from dpldm.errors import UserError
+from dpldm.loading import load_config
 
 
 @pytest.fixture
@@ -107,6 +108,18 @@ def a_blank_class(root: Path) -> Path:
     return root
 
 
+def a_table_by_another_name(root: Path) -> Path:
+    folder_of(root, "ward 3", "ward 4")
+    (root / "labels.csv").write_text("file,label\nward 3/0.png,ill\n")
+    return root
+
+
+def one_deep_image(root: Path) -> Path:
+    folder_of(root, "", each=12)
+    Image.fromarray(np.full((5, 5), 4000, dtype=np.uint16)).save(root / "deep.png")
+    return root
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -116,6 +129,8 @@ def a_blank_class(root: Path) -> Path:
         (too_few, "fewer than 10 images can be read"),
         (a_class_column_by_another_name, "use --label-column"),
         (a_blank_class, "some records have no class name"),
+        (a_table_by_another_name, "labels.csv is not read: a table of classes and persons is one named metadata.csv"),
+        (one_deep_image, "1 of the images have 16 bits: set data.window"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -147,6 +162,7 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     write_config(inspect_source(clinic, group_column="patient"), path)
     assert yaml.safe_load(path.read_text()) == {
+        "name": "run",
         "data": {
             "path": str(clinic),
             "image_size": 32,
@@ -159,11 +175,35 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
             "test_path": None,
         },
         "backbone": "grey32",
-        "privacy": {"dataset_id": "clinic", "records": None, "epsilon": 10, "delta": 1e-5},
+        "privacy": {
+            "dataset_id": "clinic",
+            "unit": "group",
+            "max_images_per_group": 4,
+            "records": None,
+            "epsilon": 10,
+            "delta": 1e-5,
+            "cap": None,
+        },
+        "sampling": {"count": 10000},
+        "evaluation": {"protocol": "screen"},
     }
     assert "published with the release" in path.read_text()
+    assert "number of PERSONS" in path.read_text()
     with pytest.raises(UserError, match="exists"):
         write_config(inspect_source(clinic), path)
+    write_config(inspect_source(clinic), tmp_path / "images.yaml")
+    assert "unit" not in yaml.safe_load((tmp_path / "images.yaml").read_text())["privacy"]
+    assert load_config(RunConfig, path, [("privacy.records", "1000")]).privacy.unit == "group", (
+        "it can be used as it is"
+    )
+
+
+def test_names_of_all_scripts_stay_legible(tmp_path: Path) -> None:
+    for label in ("Ödem", "病棟"):
+        (tmp_path / "Märzbilder" / label).mkdir(parents=True)
+        Image.new("L", (2, 2)).save(tmp_path / "Märzbilder" / label / "1.png")
+    write_config(inspect_source(tmp_path / "Märzbilder"), tmp_path / "run.yaml")
+    assert '["Ödem", "病棟"]' in (tmp_path / "run.yaml").read_text(encoding="utf-8")
 
 
 def test_a_caption_column_takes_the_place_of_classes(clinic: Path, tmp_path: Path) -> None:

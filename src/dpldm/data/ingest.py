@@ -61,7 +61,7 @@ def ingest(
     if len(source) - len(problems) < MIN_READABLE:
         raise UserError(
             f"Fewer than {MIN_READABLE} images can be read with these settings: look at the data with "
-            "dpldm inspect, then correct data.path or data.window."
+            "dpldm inspect, then correct data.path (of test images: data.test_path) or data.window."
         )
     null = np.zeros(len(source), dtype=np.bool_)
     null[list(problems)] = True

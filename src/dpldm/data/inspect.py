@@ -17,6 +17,7 @@ from dpldm.data.source import Source
 from dpldm.errors import UserError
 
 _LISTED = 10  # entries of a long list that are shown
+_TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".xls", ".ods")
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -189,6 +190,11 @@ def _warnings(found: Inspection) -> list[str]:
     warnings = []
     if found.readable < MIN_READABLE:
         warnings.append(f"fewer than {MIN_READABLE} images can be read, so a run would refuse: check the folder.")
+    if tables := [key for key in found.ignored if _may_be_a_table(found, key)]:
+        warnings.append(
+            f"{printable(tables[0])} is not read: a table of classes and persons is one named metadata.csv, with the "
+            "names of the files in a column file_name."
+        )
     if found.labels is None and found.caption_column is None and found.unused_columns:
         warnings.append("no class column was found: if one of the columns holds the class, use --label-column.")
     if found.labels is not None and set(found.labels) <= SPLIT_NAMES:
@@ -220,11 +226,19 @@ def _warnings(found: Inspection) -> list[str]:
     if found.duplicates:
         warnings.append("equal images are separate records: the guarantee covers one of them at a time.")
     if found.bit_depth == 16:
-        own = " Without it, DICOM images are shown by the windows in their own headers." if "I" in found.modes else ""
-        warnings.append(f"16-bit images need data.window, from the instrument's range and not from the images.{own}")
+        deep = sum(found.modes.get(mode, 0) for mode in ("I", "I;16"))
+        own = "DICOM images are shown by the windows in their own headers, others" if "I" in found.modes else "they"
+        warnings.append(
+            f"{deep} of the images have 16 bits: set data.window, from the instrument's range and not from the images. "
+            f"Without it {own} contribute nothing."
+        )
     if found.unreadable:
         warnings.append("unreadable records stay in the index and contribute nothing: repair them if you can.")
     return warnings
+
+
+def _may_be_a_table(found: Inspection, key: str) -> bool:
+    return "metadata." not in found.layout and "/" not in key and key.lower().endswith(_TABLE_SUFFIXES)
 
 
 def write_config(inspection: Inspection, path: Path) -> None:
@@ -241,6 +255,7 @@ def write_config(inspection: Inspection, path: Path) -> None:
         label_column=_yaml(inspection.label_column),
         caption_column=_yaml(inspection.caption_column),
         group_column=_yaml(inspection.group_column),
+        unit=_UNIT_GROUP if inspection.group_column else _UNIT_IMAGE,
         dataset_id=_yaml(_dataset_id(inspection.path.resolve().name.split(".")[0])),
     )
     try:
@@ -262,16 +277,22 @@ def _yaml(value: str | list[str] | None) -> str:
     if value is None:
         return ""
     # In a list, because a bare value would be followed by the end mark of a document. In quotes, because 1e3 is a
-    # number to us (see loading.py) and text to YAML 1.1.
-    return str(yaml.safe_dump([value], default_flow_style=True, default_style='"', width=float("inf"))).strip()[1:-1]
+    # number to us (see loading.py) and text to YAML 1.1. Letters of all scripts stay legible, and what could hide or
+    # act in a terminal is escaped.
+    legible = all(printable(text) == text for text in ([value] if isinstance(value, str) else value))
+    dumped = yaml.safe_dump(
+        [value], default_flow_style=True, default_style='"', width=float("inf"), allow_unicode=legible
+    )
+    return str(dumped).strip()[1:-1]
 
 
 _CONFIG = """\
 # Start of a configuration. What it says becomes part of the release: nothing here may come from counting
-# or measuring the private images.
+# or measuring the private images. `dpldm plan --help` lists all settings.
+name: run              # the run's folder. Another name is another run, and paid for again
 data:
   path: {path}
-  image_size: 32       # what the backbone grey32 was trained on
+  image_size: 32       # every image is resized to it: what the backbone grey32 was trained on
   channels: 1          # 1 grey, 3 colour
   # The class names that were found. They are published with the release, so they must be public knowledge:
   # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
@@ -281,16 +302,35 @@ data:
   group_column: {group_column}        # column that names the person, for privacy.unit: group
   # For 16-bit images: [low, high] shown as black and white. Take it from the instrument, not from the images.
   window:
-  test_path:           # held-out private images, for internal evaluation only
+  test_path:           # held-out private images in a folder of their own, for internal evaluation only
 
 backbone: grey32
 
 privacy:
   # One name per data set, for ever: everything that is spent on these images is added up under it.
   dataset_id: {dataset_id}
-  # A public lower bound of the number of images, which you fill in. The exact number is itself private:
-  # round it down, for example 11,873 to 10000.
-  records:
+{unit}
   epsilon: 10
   delta: 1.0e-5        # well below 1 / records
+  # The most that may ever be spent on this data set, [epsilon, delta]; fixed by the first run. Blank: that run's own,
+  # so that there can be no second run and no baseline.
+  cap:
+
+sampling:
+  count: 10000         # synthetic images: more cost time, no privacy
+
+evaluation:
+  protocol: screen     # of data.test_path: a CNN that learns from 10,000 of them. quick takes fewer, full 60,000
 """
+
+_UNIT_IMAGE = """\
+  # A public lower bound of the number of images, which you fill in. The exact number is itself private:
+  # round it down, for example 11,873 to 10000.
+  records:"""
+
+_UNIT_GROUP = """\
+  unit: group          # the promise is for all images of a person together
+  max_images_per_group: 4   # of a person with more, so many are used: costs time, no privacy
+  # A public lower bound of the number of PERSONS, which you fill in. The exact number is itself private:
+  # round it down, for example 1,187 to 1000.
+  records:"""

@@ -69,7 +69,7 @@ class ClippedSum:
     """Accumulates clipped gradients of the parameters named in `trainable`.
 
     Use as a context manager: while it is open, the layers that own these parameters are tapped, and no ordinary
-    gradient of them exists anywhere.
+    gradient of them exists anywhere::
 
         with ClippedSum(model, trainable, clip_norm=1.0) as clipped:
             for part in parts_of_the_batch:

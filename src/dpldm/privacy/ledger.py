@@ -158,7 +158,8 @@ class Ledger:
                 raise LedgerError(
                     f"The data set {plan.dataset_id!r} has a cap of epsilon {cap[0]:g}, delta {cap[1]:g}, of which "
                     f"{spent[0]:g} and {spent[1]:g} are reserved by earlier plans: this plan's {plan.epsilon:g} and "
-                    f"{plan.delta:g} do not fit. Resume the earlier run, or lower privacy.epsilon and privacy.delta."
+                    f"{plan.delta:g} do not fit. Resume the earlier run, or lower privacy.epsilon and privacy.delta; "
+                    "the cap was fixed when the ledger was created, and stays."
                 )
         self._append({"event": "plan", "plan": digest, "constants": plan.constants()})
 

@@ -44,7 +44,7 @@ class PrivateGradient:
         self._drawn = False
 
     def draw(self) -> Tensor:
-        """Charge one attempt, then draw its batch: unit indices (|batch|,), possibly none (PRIVATE).
+        """Charge one attempt, then draw its batch: indices of the drawn units, one axis, possibly none (PRIVATE).
 
         Raises:
             BudgetExhausted: no attempt is left; nothing was drawn.

@@ -102,7 +102,7 @@ def evaluation_table(result: Evaluation) -> RenderableType:
                 f"{kind} accuracy",
                 f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})",
                 best if len(score.accuracies) > 1 else "",
-                how,
+                f"{how}; guessing gives {100 / len(score.per_class):.1f} %",
             )
         if len(utility.scores) > 1:
             summary = utility.summary
