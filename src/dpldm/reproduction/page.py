@@ -66,7 +66,23 @@ def _manifests(folder: Path) -> Named:
     """The manifests of runs in a folder; other files have no plan."""
     found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     place = "" if folder.name == "results" else f"{folder.name}/"
-    return {f"{place}{path.name}": content for path, content in found.items() if "plan" in content}
+    return {
+        f"{place}{path.name}": content | {"evaluation": _as_evaluated(content["evaluation"])}
+        for path, content in found.items()
+        if "plan" in content
+    }
+
+
+def _as_evaluated(found: dict[str, Any]) -> dict[str, Any]:
+    """What a baseline found beside a run, in the shape of a run's evaluation: its facts hold distances as text."""
+    if "facts" not in found:
+        return found
+    facts = {key: text for key, text in found["facts"].items() if "@" in key}
+    distances = [
+        {"name": name, "extractor": extractor, "value": float(text.partition(" = ")[2].split()[0]), "text": text}
+        for (name, _, extractor), text in ((key.partition("-"), text) for key, text in facts.items())
+    ]
+    return {"utility": {"protocol": found["facts"]["protocol"], "scores": found["scores"]}, "distances": distances}
 
 
 def _table_of_figures(runs: Named) -> str:
