@@ -31,7 +31,7 @@ def main() -> None:
         {
             "name": "measured",
             "data": {
-                "path": str(given.test),  # not read here
+                "path": str(given.release),  # not read here
                 "test_path": str(given.test),
                 "image_size": declared["image_size"],
                 "channels": declared["channels"],

@@ -41,6 +41,7 @@ RUN = (
 PUBLIC = (
     "public check",
     "public check cifar10",
+    "reproduce",
     "public digits --output digits",
     "public folder --source DATA --licence CC0-1.0 --origin drawn --image-size 16 --output set",
     "pretrain --recipe recipe.yaml",
@@ -79,7 +80,10 @@ def test_what_is_forbidden_is_noticed(forbidden: list[str]) -> None:
 
 
 def test_every_command_is_run_here() -> None:
-    """`public icons` and `public glyphs`, which need sources of their own: data/public/test_public_no_socket.py."""
+    """`public icons` and `public glyphs`, which need sources of their own: data/public/test_public_no_socket.py.
+
+    Of `reproduce`, the list of rows; a row goes through functions of the other commands.
+    """
     assert {line.split()[0] for line in RUN + PUBLIC} == COMMANDS.keys() - WITH_SOCKETS
 
 
