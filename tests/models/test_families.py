@@ -240,7 +240,8 @@ def losses_of(backbone: Backbone, examples: int, draws: int) -> Callable[[Tensor
 
     def losses(rows: Tensor) -> Tensor:
         places = (rows[:, None] * draws + torch.arange(draws)).flatten()
-        own = type(drawn)(drawn.latent[places], drawn.noise[places], drawn.timestep[places], drawn.null[rows])
+        kept = {name: getattr(drawn, name)[places] for name in ("latent", "noise", "timestep", "mirrored")}
+        own = type(drawn)(**kept, null=drawn.null[rows])
         return example_losses(backbone.denoiser, backbone.scheduler, latents, rows, own)
 
     return losses
