@@ -21,7 +21,7 @@ from diffusers import (
     VQModel,
 )
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -129,6 +129,31 @@ def text_to_image(directory: Path) -> None:
     ).save_pretrained(directory)
 
 
+def sentence_reader(directory: Path) -> None:
+    """A Stable Diffusion with a BERT that masks what fills a text up, and tokens that the UNet projects."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dark", "light", "a", "square"]
+    settings = BertConfig(
+        vocab_size=len(words),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        pad_token_id=0,
+        use_attention_mask=True,
+    )
+    StableDiffusionPipeline(
+        vae=kl_autoencoder(4),
+        text_encoder=BertModel(settings),
+        tokenizer=BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=7),
+        unet=text_unet(6, encoder_hid_dim=8, encoder_hid_dim_type="text_proj"),
+        scheduler=DDPMScheduler(**SCHEDULE, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(directory)
+
+
 def diffusion_transformer(directory: Path) -> None:
     network = DiTTransformer2DModel(
         num_attention_heads=2,
@@ -157,6 +182,7 @@ STOCK: dict[str, Callable[[Path], None]] = {
     "stable diffusion": stable_diffusion,
     "stable diffusion, velocity": lambda directory: stable_diffusion(directory, prediction_type="v_prediction"),
     "text to image": text_to_image,
+    "sentence reader": sentence_reader,
     "transformer": diffusion_transformer,
     "unconditional": lambda directory: latent_unconditional(directory, quantised=False),
     "unconditional, quantised": lambda directory: latent_unconditional(directory, quantised=True),

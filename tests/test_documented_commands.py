@@ -118,6 +118,7 @@ PARSERS: dict[str, Callable[[list[str]], None]] = {
     "git": no_parser,
     "cd": no_parser,
     "hf": no_parser,
+    "npm": no_parser,
     "$EDITOR": no_parser,
 }
 
@@ -242,7 +243,9 @@ def run_commands(block: Block) -> None:
             run_script(words)
         elif program == "dpldm" and words[0] not in NOT_RUN:
             options = as_options(block.page) if "--config" in words else []
-            assert main([*words, *options]) == (words[:2] == NOT_THERE and len(words) == 4), f"{block.place}: {' '.join(shown)}"
+            assert main([*words, *options]) == (words[:2] == NOT_THERE and len(words) == 4), (
+                f"{block.place}: {' '.join(shown)}"
+            )
 
 
 def run_script(words: list[str]) -> None:

@@ -137,7 +137,7 @@ def network_of(name: str, labels: int) -> nn.Module:
             made = recipe.autoencoder
             autoencoder = build_autoencoder(channels, made.latent_channels, made.widths, made.layers_per_block)
             channels, side, _ = latent_shape(autoencoder, recipe.image_size)
-        return build_network(recipe.diffusion, channels, side, labels)
+        return build_network(recipe.diffusion, channels, side, labels + 1)
 
 
 def tuned(network: nn.Module, choice: str) -> tuple[int, int]:

@@ -25,6 +25,8 @@ class StageRecipe(Section):
     """Steps between checkpoints."""
     bf16: bool = False
     """Autocast to bfloat16: faster only on processors with bfloat16 units, several times slower on others."""
+    start: str | None = None
+    """Backbone with whose weights the network starts, where they fit (see train/inheriting.py). Blank: at random."""
 
 
 class AdversarialRecipe(Section):
@@ -88,11 +90,11 @@ class DiffusionRecipe(StageRecipe):
     heads: Count | tuple[Count, ...] = 4
     """Attention heads, the same at all resolutions or one number for each. Told nothing: heads at the first resolution,
     all of one width."""
-    told: Literal["clusters", "labels", "nothing"] = "clusters"
-    """What the network is told about a public image: the cluster of its latent, the label of its public set, or
-    nothing."""
+    told: Literal["clusters", "labels", "names", "nothing"] = "clusters"
+    """What the network is told about a public image: the cluster of its latent, the label of its public set, by MiniLM
+    the name of what it shows, or nothing."""
     condition_dim: Count = 64
-    """Width of the condition token."""
+    """Width of a condition token."""
     pseudo_classes: Count = 64
     """k-means clusters of public latents that serve as labels, for told: clusters."""
     label_dropout: float = Field(0.15, ge=0, lt=1)
@@ -120,21 +122,28 @@ class BackboneRecipe(Section):
     seed: int = 0
     """Seed of the public randomness."""
     jitter: bool = True
-    """Vary contrast, polarity, framing and side of public images: for a backbone that shall serve many sets."""
+    """Vary framing and side of public images, and contrast and polarity of grey ones: for a backbone that shall serve
+    many sets."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks compute: auto is CUDA where there is one."""
     space: Literal["latents", "pixels"] = "latents"
     """Where the denoiser works. pixels: there is no autoencoder."""
+    autoencoder_of: str | None = None
+    """Backbone whose autoencoder is taken as it is, in place of stage 1. Blank: one is trained."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     diffusion: DiffusionRecipe = DiffusionRecipe()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        levels, heads, nothing = len(self.diffusion.widths), self.diffusion.heads, self.diffusion.told == "nothing"
+        levels, heads, told = len(self.diffusion.widths), self.diffusion.heads, self.diffusion.told
         if self.diffusion.attention is not None and len(self.diffusion.attention) != levels:
             raise ValueError("diffusion.attention needs a true or false for each of diffusion.widths")
-        if isinstance(heads, tuple) and (len(heads) != levels or nothing):
+        if isinstance(heads, tuple) and (len(heads) != levels or told == "nothing"):
             raise ValueError("diffusion.heads needs one number, or, where the network is told something, one a width")
-        if self.space == "pixels" and nothing:
-            raise ValueError("space: pixels needs a network that is told something: set diffusion.told")
+        if self.space == "pixels" and told not in ("clusters", "labels"):
+            raise ValueError("space: pixels needs a network that is told classes: set diffusion.told")
+        if self.space == "pixels" and self.autoencoder_of is not None:
+            raise ValueError("space: pixels needs no autoencoder: leave autoencoder_of out")
+        if told == "names" and self.autoencoder.codebook is not None:
+            raise ValueError("autoencoder.codebook does not go with diffusion.told: names, whose stock class has none")
         return self

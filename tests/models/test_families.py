@@ -41,7 +41,7 @@ from dpldm.verifying import verify
 from oracles import assert_equal_sums, clipped_sum_by_loop, gradients_by_loop, norm_of
 from stock_models import STOCK, make
 
-CAPTIONED = ("stable diffusion", "stable diffusion, velocity", "text to image")
+CAPTIONED = ("stable diffusion", "stable diffusion, velocity", "text to image", "sentence reader")
 LABELLED = ("transformer",)
 TOLD = {kind: "captions" if kind in CAPTIONED else "classes" if kind in LABELLED else "nothing" for kind in STOCK}
 KINDS = list(STOCK)

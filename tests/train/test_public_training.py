@@ -30,9 +30,9 @@ from dpldm.train.autoencoder import (
     mean_absolute_error,
     reconstruction_loss,
 )
-from dpldm.train.diffusion import DiffusionTraining, pseudo_classes
+from dpldm.train.diffusion import DiffusionTraining, pseudo_classes, told_classes
 from dpldm.train.finetune import finetune
-from dpldm.train.pretrain import pretrain, told_labels
+from dpldm.train.pretrain import pretrain, what_is_told
 from dpldm.train.public_data import batch_of, jitter, load_public_images, step_generator
 from dpldm.train.public_training import PublicTraining
 from dpldm.train.schedule import DECAYS, rate
@@ -78,7 +78,7 @@ class Diffusion:
         labels = torch.arange(40) % 4
         mean = torch.randn(4, 2, 4, 4, generator=generator)[labels]  # one pattern a class
         posterior = Posterior(mean, torch.full_like(mean, -4.0))
-        return DiffusionTraining(diffusion_recipe(**more), posterior, labels, 3, path)
+        return DiffusionTraining(diffusion_recipe(**more), posterior, told_classes(labels, 4), 3, path)
 
 
 STAGES = [Autoencoder, Diffusion]
@@ -368,6 +368,8 @@ def test_other_kinds_of_backbones_are_made_tuned_and_drawn_from(
     )
     backbone = load_backbone(str(made.output))
     assert backbone.index["_class_name"] == pipeline
+    folders = {name for name, value in backbone.index.items() if isinstance(value, list)}
+    assert folders == {path.name for path in made.output.iterdir() if path.is_dir()}, "what the index names is there"
     assert int(backbone.family.null(backbone.denoiser)) == classes
     draw(str(made.output), tmp_path / "drawn.png")
     labels = [] if kind == "nothing" else raw["data"]["labels"]
@@ -380,12 +382,14 @@ def test_other_kinds_of_backbones_are_made_tuned_and_drawn_from(
 
 
 def test_told_labels_means_the_labels_of_the_set(recipe: BackboneRecipe, tmp_path: Path) -> None:
-    """And what is told is what the loss is computed with: without dropout every label reaches the network."""
+    """One-hot, with one more row for no label."""
     place = labelled(tmp_path / "public-labelled", public_images(30))
     public = load_public_images([place], 16, 1)
-    told = recipe.model_copy(update={"diffusion": diffusion_recipe(told="labels")})
-    labels, classes = told_labels(told, public, Posterior(torch.zeros(30, 1, 1, 1), torch.zeros(30, 1, 1, 1)))
-    assert (labels.tolist(), classes) == ([0, 1, 2] * 10, 3)
+    changed = recipe.model_copy(update={"diffusion": diffusion_recipe(told="labels")})
+    posterior = Posterior(torch.zeros(30, 1, 1, 1), torch.zeros(30, 1, 1, 1))
+    told = what_is_told(changed, public, posterior, tmp_path)
+    assert told.rows.tolist() == [0, 1, 2] * 10
+    assert torch.equal(told.table[:, 0], torch.eye(4))
 
 
 def test_sizes_that_do_not_fit_are_refused(recipe: BackboneRecipe) -> None:
@@ -394,10 +398,16 @@ def test_sizes_that_do_not_fit_are_refused(recipe: BackboneRecipe) -> None:
         ({"attention": (True, False)}, "latents"),
         ({"told": "nothing", "heads": (2,)}, "latents"),
         ({"told": "nothing"}, "pixels"),
+        ({"told": "names"}, "pixels"),
     ):
         raw = recipe.model_dump() | {"diffusion": diffusion_recipe().model_dump() | diffusion, "space": space}
         with pytest.raises(UserError, match=r"diffusion\.(heads|told|attention)"):
             validate(BackboneRecipe, raw)
+    named = {"autoencoder": {"codebook": 12}, "diffusion": {"told": "names"}}
+    with pytest.raises(UserError, match=r"autoencoder\.codebook does not go with diffusion\.told: names"):
+        validate(BackboneRecipe, recipe.model_dump() | named)
+    with pytest.raises(UserError, match="leave autoencoder_of out"):
+        validate(BackboneRecipe, recipe.model_dump() | {"space": "pixels", "autoencoder_of": "grey32"})
 
 
 def test_a_backbone_may_have_the_papers_loss_and_a_codebook(recipe: BackboneRecipe, monkeypatch: Any) -> None:

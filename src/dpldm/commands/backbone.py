@@ -65,7 +65,7 @@ def _convert(given: argparse.Namespace) -> int:
 
 
 def draw(name: str, path: Path) -> None:
-    """A grid of what a backbone has learnt: images of its first classes, if it is told any."""
+    """A grid of what a backbone has learnt: images of its first classes, or some captions, if it is told any."""
     import torch
 
     from dpldm.config import SamplingConfig
@@ -74,8 +74,11 @@ def draw(name: str, path: Path) -> None:
     from dpldm.sheet import save_contact_sheet
 
     backbone = load_backbone(name)
-    kinds = min(16, int(backbone.family.null(backbone.denoiser)))  # the null label comes after all classes
+    texts = backbone.provenance.get("some_captions", ())
+    kinds = len(texts) or min(
+        16, int(backbone.family.null(backbone.denoiser))
+    )  # the null label comes after all classes
     labels = torch.arange(kinds).repeat_interleave(20) if kinds else torch.full((100,), -1)
-    size = int(backbone.provenance["recipe"]["image_size"])
-    images = Sampler(backbone, backbone.denoiser, SamplingConfig(), size)(labels, torch.Generator().manual_seed(0))
-    save_contact_sheet(path, images, labels.numpy())
+    size, settings = int(backbone.provenance["recipe"]["image_size"]), SamplingConfig()
+    sampler = Sampler(backbone, backbone.denoiser, settings, size, texts)
+    save_contact_sheet(path, sampler(labels, torch.Generator().manual_seed(0)), labels.numpy())

@@ -1,4 +1,4 @@
-"""`dpldm public glyphs|icons|folder|digits|check`."""
+"""`dpldm public glyphs|icons|folder|emoji|digits|check`."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from dpldm.data.bundled import write_digits
 from dpldm.data.names import printable
 from dpldm.data.presence import check
 from dpldm.data.public.collection import require_place
+from dpldm.data.public.emoji import write_emoji
 from dpldm.data.public.folder import make_from_folder
 from dpldm.data.public.glyphs import make_glyphs
 from dpldm.data.public.icons import make_icons
@@ -17,7 +18,7 @@ from dpldm.progress import OnProgress
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Make one public set, or look at a published one."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|digits|check")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="glyphs|icons|folder|emoji|digits|check")
     glyphs = kinds.add_parser("glyphs", help="letters of free fonts, jittered like handwriting")
     glyphs.add_argument("--fonts", type=Path, nargs="*", help="folders of font files (default: installed fonts)")
     glyphs.add_argument(
@@ -27,6 +28,10 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     icons = kinds.add_parser("icons", help="shapes from an unpacked @iconify/json package")
     icons.add_argument("--source", type=Path, required=True, help="folder of the unpacked package")
     icons.add_argument("--shaded", type=float, default=0.6, metavar="SHARE", help="share drawn with texture (0.6)")
+    icons.add_argument("--private-vendor", metavar="SET", help="emoji set that is private: what it tests is left out")
+    emoji = kinds.add_parser("emoji", help="write the emoji of one vendor as folders, a benchmark in colour")
+    emoji.add_argument("--source", type=Path, required=True, help="folder of the unpacked package @iconify/json")
+    emoji.add_argument("--vendor", default="noto", help="name of the emoji set (noto)")
     folder = kinds.add_parser("folder", help="images of your own choice that may be used publicly")
     folder.add_argument("--source", type=Path, required=True, help="folder or file, as `dpldm inspect` reads it")
     folder.add_argument("--licence", required=True, help="licence of the images, for the provenance")
@@ -34,12 +39,12 @@ def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
     for kind in (glyphs, icons):
         kind.add_argument("--count", type=int, required=True, help="number of images")
         kind.add_argument("--seed", type=int, default=0, help="seed; the same seed gives the same bytes")
-    for kind in (glyphs, icons, folder):
+    for kind in (glyphs, icons, folder, emoji):
         kind.add_argument("--image-size", type=int, default=32, help="pixels a side (32)")
     for kind in (icons, folder):
         kind.add_argument("--channels", type=int, choices=(1, 3), default=1, help="1 grey, 3 colour (1)")
     digits = kinds.add_parser("digits", help="write the 5,000 bundled handwritten digits as folders")
-    for kind in (glyphs, icons, folder, digits):
+    for kind in (glyphs, icons, folder, emoji, digits):
         kind.add_argument("--output", type=Path, required=True, help="folder to write")
         add_manners(kind)
     checked = kinds.add_parser("check", help="a published set: where to get it, what of it is there")
@@ -59,6 +64,8 @@ def _make(given: argparse.Namespace, on_progress: OnProgress) -> int:
         conclude(given, {"images": 5000}, {"private": private, "test": test}, ())
         return 0
     require_place(given.output)
+    if given.kind == "emoji":
+        return _emoji(given, on_progress)
     if given.kind == "glyphs":
         made = make_glyphs(
             given.fonts or None,
@@ -85,6 +92,7 @@ def _make(given: argparse.Namespace, on_progress: OnProgress) -> int:
             count=given.count,
             seed=given.seed,
             shaded_fraction=given.shaded,
+            private_vendor=given.private_vendor,
             on_progress=on_progress,
         )
     made.save(given.output)
@@ -93,6 +101,17 @@ def _make(given: argparse.Namespace, on_progress: OnProgress) -> int:
     out.print(f"{len(made):,} images in {given.output}{left_out}; look at the sheets before you use them.")
     sheets = {path.stem.replace("-", " "): path for path in sorted(given.output.glob("*-sheet.png"))}
     conclude(given, {"images": len(made)}, {"folder": given.output} | sheets, ())
+    return 0
+
+
+def _emoji(given: argparse.Namespace, on_progress: OnProgress) -> int:
+    private, test, counts = write_emoji(
+        given.source, given.vendor, given.output, image_size=given.image_size, on_progress=on_progress
+    )
+    out.print(
+        f"{sum(counts.values()):,} emoji in {given.output}: {', '.join(f'{n:,} {what}' for what, n in counts.items())}."
+    )
+    conclude(given, {"images": sum(counts.values())}, {"private": private, "test": test}, ())
     return 0
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Autoencoder, Pixels
+from dpldm.models.borrowing import completed
 from dpldm.models.families import Family, Layout, family_of, family_of_pipeline
 from dpldm.models.families.parts import (
     copy_part,
@@ -110,11 +111,9 @@ class Backbone:
         if self.source is None:
             if layout.autoencoder is not None:
                 save_half(self.autoencoder, directory / layout.autoencoder)
+                index[layout.autoencoder] = ["diffusers", type(self.autoencoder).__name__]
             self.scheduler.save_pretrained(directory / "scheduler")
-            index |= {
-                "vae": ["diffusers", type(self.autoencoder).__name__],
-                "_diffusers_version": diffusers.__version__,
-            }
+            index["_diffusers_version"] = diffusers.__version__
         else:
             if layout.autoencoder is not None:
                 copy_part(self.autoencoder, self.source / layout.autoencoder, directory / layout.autoencoder)
@@ -202,7 +201,7 @@ def locate_backbone(name_or_path: str) -> Path:
     """
     bundled = bundled_backbones()
     if name_or_path in bundled:
-        return bundled[name_or_path]
+        return completed(bundled[name_or_path])
     directory = Path(name_or_path)
     if any((directory / name).is_file() for name in ("backbone.json", "model_index.json")):
         return directory

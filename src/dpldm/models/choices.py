@@ -33,7 +33,7 @@ ATTENTION_MODULE = re.compile(r"(?:unet\.)?(?:(down|mid|up)_block(?:s\.(\d+))?)\
 WITHOUT_INFLUENCE = re.compile(r"\.attn2\.to_[qk]\.|\.transformer_blocks\.\d+\.norm2\.")
 
 # A bias of the keys adds the same number to all logits of a query, which the softmax does not see.
-KEY_BIAS = re.compile(r"\.(to_k|k_proj)\.bias$")
+KEY_BIAS = re.compile(r"\.(to_k|k_proj|key)\.bias$")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ TRANSFORMER = Names(
     OF_A_TRANSFORMER,
     re.compile(r"transformer_blocks\.(\d+)\.attn1(?=\.|$)"),
 )
-OF_A_TEXT = re.compile(r"^text_encoder\..*\.self_attn\.")
+OF_A_TEXT = re.compile(
+    r"^text_encoder\..*\.(self_attn|attention\.self|attention\.output\.dense)\.|^unet\.encoder_hid_proj\."
+)
 CAPTIONS = Names(
     {name: pattern.replace("^", r"^unet\.") for name, pattern in PRESETS.items()}
     | {"norms": r"^unet\..*norm\w*\.(weight|bias)$", "condition": OF_A_TEXT.pattern, "all": r"^unet\."},

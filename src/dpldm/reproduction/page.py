@@ -32,6 +32,7 @@ versions, hardware, commit | `tools/record.py`, or `dpldm reproduce` |
 protocol | the file that `dpldm baseline noiseless` keeps; command, commit and date were added to it |
 | `gates-NAME.json` | the two gates of a backbone on Fashion-MNIST (reconstruction, noiseless fine-tuning) | \
 `tools/gates.py` |
+| `NAME-untuned.json` | distances of what the backbone of a run draws before it is tuned | `tools/untuned.py` |
 | `memory.json` | peak memory of a DP step of a network as large as Stable Diffusion 1.5's, beside what `plan` \
 predicts | \
 `tools/memory.py` |

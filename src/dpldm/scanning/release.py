@@ -9,6 +9,7 @@ from typing import Any
 
 from dpldm.data.names import printable
 from dpldm.errors import UserError
+from dpldm.models.borrowing import completed
 from dpldm.report.head import is_sealed_page
 from dpldm.scanning.frozen import changed_setting, changed_weight, is_named, network_of, strange_adapter
 from dpldm.scanning.kinds import ADAPTERS, OWN, WEIGHTS, Kind, kind_of_statement
@@ -176,6 +177,6 @@ def _bundled(statement: Statement) -> Path | None:
     directory = Path(str(resources.files("dpldm"))) / "backbones" / name
     try:
         card = json.loads((directory / "backbone.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return completed(directory) if card["sha256"] == statement["backbone"]["sha256"] else None
+    except (OSError, ValueError, UserError):  # of the last kind: what it borrows is not installed here
         return None
-    return directory if card["sha256"] == statement["backbone"]["sha256"] else None

@@ -8,7 +8,9 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from dpldm.models.autoencoder import Autoencoder, build_autoencoder, decode, encode, standardise_latents
+from dpldm.models.backbone import load_backbone
 from dpldm.recipe import AutoencoderRecipe
+from dpldm.train.inheriting import inherit
 from dpldm.train.public_data import batch_of, jitter, step_generator
 from dpldm.train.public_training import CPU, PublicTraining
 
@@ -75,6 +77,8 @@ class AutoencoderTraining(PublicTraining):
             codebook=recipe.codebook,
             middle_attention=recipe.middle_attention,
         )
+        if recipe.start is not None:
+            inherit(network, load_backbone(recipe.start).autoencoder)
         self.recipe, self.images, self.jittered = recipe, images, jittered
         super().__init__(network, recipe, seed, checkpoint, device)
 

@@ -1,9 +1,11 @@
 """Stage 2: the conditional denoiser, trained on latents of public images. No privacy cost.
 
 Public images need no labels: the clusters of their latents (k-means) can serve as pseudo-classes, so that the
-network has learnt to obey a label before it meets private ones. Or it is told the labels that there are, or nothing.
+network has learnt to obey a label before it meets private ones. Or it is told the labels that there are, the names of
+what images show, by a frozen text encoder, or nothing.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor, nn
 
 from dpldm.models.autoencoder import Autoencoder, Posterior, encode
-from dpldm.models.denoiser import build_denoiser, build_scheduler, denoising_losses
-from dpldm.models.families import family_of
+from dpldm.models.backbone import load_backbone
+from dpldm.models.denoiser import build_scheduler, condition, denoising_losses
+from dpldm.models.families.class_token import build_told
 from dpldm.models.families.unconditional import build_unconditional
 from dpldm.recipe import DiffusionRecipe
+from dpldm.train.inheriting import inherit
 from dpldm.train.public_data import jitter, step_generator
 from dpldm.train.public_training import CPU, PublicTraining
 
@@ -44,8 +48,27 @@ def pseudo_classes(latents: Tensor, clusters: int, seed: int, sample: int = 30_0
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def build_network(recipe: DiffusionRecipe, channels: int, size: int, classes: int) -> nn.Module:
-    """The denoiser of a recipe, for latents of `size` a side; `classes` is what it is told about, if anything."""
+@dataclass(frozen=True)
+class Told:
+    """What the network is told about each public image."""
+
+    table: Tensor  # (K + 1, T, d) float32: K different conditions of T tokens each, and the one that tells nothing
+    rows: Tensor  # (N,) int64 in [0, K): the condition of each image
+    texts: tuple[str, ...] = ()  # K, if the conditions are texts that were read
+
+
+def told_classes(labels: Tensor, classes: int) -> Told:
+    """Of labels (N,), or pseudo-classes: one-hot, as a class embedder takes them."""
+    return Told(condition(torch.arange(classes + 1), classes), labels)
+
+
+def told_nothing(count: int) -> Told:
+    """Of so many images; the network does not look at it."""
+    return Told(torch.zeros(2, 1, 1), torch.zeros(count, dtype=torch.int64))
+
+
+def build_network(recipe: DiffusionRecipe, channels: int, size: int, told_dim: int) -> nn.Module:
+    """The denoiser of a recipe, for latents of `size` a side, told tokens of `told_dim` numbers, if anything."""
     network: nn.Module
     if recipe.told == "nothing":
         heads = recipe.heads if isinstance(recipe.heads, int) else recipe.heads[0]
@@ -57,8 +80,8 @@ def build_network(recipe: DiffusionRecipe, channels: int, size: int, classes: in
             attention=recipe.attention,
         )
     else:
-        network = build_denoiser(
-            *(channels, size, classes),
+        network = build_told(
+            *(channels, size, told_dim),
             widths=recipe.widths,
             layers_per_block=recipe.layers_per_block,
             heads=recipe.heads,
@@ -69,35 +92,35 @@ def build_network(recipe: DiffusionRecipe, channels: int, size: int, classes: in
 
 
 class DiffusionTraining(PublicTraining):
-    """Stage 2 over the posteriors and labels (N,) of public images; there are `classes` of these."""
+    """Stage 2 over the posteriors of public images and what is told about each."""
 
     def __init__(
         self,
         recipe: DiffusionRecipe,
         posterior: Posterior,
-        labels: Tensor,
+        told: Told,
         seed: int,
         checkpoint: Path,
         *,
-        classes: int | None = None,
         device: torch.device = CPU,
     ) -> None:
         torch.manual_seed(seed)
         _, channels, size, _ = posterior.mean.shape
-        network = build_network(recipe, channels, size, classes or recipe.pseudo_classes)
+        network = build_network(recipe, channels, size, told.table.shape[2])
+        if recipe.start is not None:
+            inherit(network, load_backbone(recipe.start).denoiser)
         super().__init__(network, recipe, seed, checkpoint, device)
-        self.recipe, self.posterior, self.labels = recipe, posterior, labels
+        self.recipe, self.posterior, self.told = recipe, posterior, told
         self.scheduler = build_scheduler(recipe.prediction_type)
 
     def loss(self, generator: torch.Generator) -> Tensor:
         recipe, size = self.recipe, self.recipe.batch_size
-        rows = torch.randint(len(self.labels), (size,), generator=generator)
+        rows = torch.randint(len(self.told.rows), (size,), generator=generator)
         latents = Posterior(self.posterior.mean[rows], self.posterior.log_variance[rows]).sample(generator)
-        unlabelled = torch.rand(size, generator=generator) < recipe.label_dropout
-        family = family_of(self.network)
-        told = family.condition(self.network, torch.where(unlabelled, family.null(self.network), self.labels[rows]))
+        untold = torch.rand(size, generator=generator) < recipe.label_dropout
+        conditions = torch.where(untold, len(self.told.table) - 1, self.told.rows[rows])
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (size,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        inputs = [tensor.to(self.device) for tensor in (latents, told, timesteps, noise)]
+        inputs = [tensor.to(self.device) for tensor in (latents, self.told.table[conditions], timesteps, noise)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             return denoising_losses(self.network, self.scheduler, *inputs).mean()

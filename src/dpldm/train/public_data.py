@@ -19,6 +19,7 @@ class PublicImages:
     pixels: np.ndarray  # uint8 (N, S, S, C)
     labels: np.ndarray  # int64 (N,), those of later sets counted on
     classes: int
+    names: np.ndarray  # (N,) texts: what they show
 
 
 def load_public_images(paths: Sequence[Path], image_size: int, channels: int) -> PublicImages:
@@ -29,7 +30,7 @@ def load_public_images(paths: Sequence[Path], image_size: int, channels: int) ->
     """
     from dpldm.data.public.collection import PublicSet
 
-    pixels, labels, classes = list[np.ndarray](), list[np.ndarray](), 0
+    pixels, labels, names, classes = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), 0
     for path in paths:
         public = PublicSet.load(path)
         if public.images.shape[1:] != (image_size, image_size, channels):
@@ -39,8 +40,9 @@ def load_public_images(paths: Sequence[Path], image_size: int, channels: int) ->
             )
         pixels.append(public.images)
         labels.append(public.labels + classes)
+        names.append(public.names)
         classes += len(public.label_names)
-    return PublicImages(np.concatenate(pixels), np.concatenate(labels), classes)
+    return PublicImages(np.concatenate(pixels), np.concatenate(labels), classes, np.concatenate(names))
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -56,23 +58,31 @@ def batch_of(images: np.ndarray, size: int, generator: torch.Generator) -> Tenso
 
 
 def jitter(images: Tensor, generator: torch.Generator, margin: int = 2) -> Tensor:
-    """Contrast, brightness, polarity, mirror, and a framing like that of 28-pixel images; (B, C, S, S) in [-1, 1].
+    """Mirror, a framing like that of 28-pixel images, and for grey images other tones; (B, C, S, S) in [-1, 1].
 
     The framing shrinks half of the images by `margin` pixels a side and repeats their edge, which is how
-    smaller private images will reach the network (models/autoencoder.py).
+    smaller private images will reach the network (models/autoencoder.py). Colours stay: they are part of what an image
+    shows, and of what a caption says.
     """
-    batch = len(images)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand((batch, 1, 1, 1), generator=generator) * (high - low) + low
-
+    batch, channels, size = images.shape[:3]
     level = (images + 1) / 2
-    level = level * uniform(0.5, 1.0) + uniform(0.0, 0.15) * (uniform(0, 1) < 0.3)
-    level = level.clamp(0, 1) ** torch.exp(uniform(-0.5, 0.5))
-    level = torch.where(uniform(0, 1) < 0.1, 1 - level, level)
-    level = torch.where(uniform(0, 1) < 0.5, level.flip(-1), level)
-    size = images.shape[-1]
+    if channels == 1:
+        level = _other_tones(level, generator)
+    level = torch.where(_uniform(batch, 0, 1, generator) < 0.5, level.flip(-1), level)
     small = F.interpolate(level, size=size - 2 * margin, mode="bilinear", antialias=True, align_corners=False)
     framed = F.pad(small, (margin,) * 4, mode="replicate")
-    level = torch.where(uniform(0, 1) < 0.5, framed, level)
+    level = torch.where(_uniform(batch, 0, 1, generator) < 0.5, framed, level)
     return level * 2 - 1
+
+
+def _other_tones(level: Tensor, generator: torch.Generator) -> Tensor:
+    """Contrast, brightness and polarity of grey images (B, 1, S, S) in [0, 1]."""
+    batch = len(level)
+    darker = _uniform(batch, 0.5, 1.0, generator)
+    lift = _uniform(batch, 0.0, 0.15, generator) * (_uniform(batch, 0, 1, generator) < 0.3)
+    level = (level * darker + lift).clamp(0, 1) ** torch.exp(_uniform(batch, -0.5, 0.5, generator))
+    return torch.where(_uniform(batch, 0, 1, generator) < 0.1, 1 - level, level)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand((count, 1, 1, 1), generator=generator) * (high - low) + low

@@ -2,7 +2,7 @@
 
 The package holds SVG bodies in `json/<set>.json` and each set's licence and category in `collections.json`.
 Taken are sets under permissive licences only; left out are logos (trade marks), whatever may show a digit
-(`digits.py`), and all but one of the sizes in which a set draws the same icon.
+(`digits.py`), whatever is held out (`emoji.py`), and all but one of the sizes in which a set draws the same icon.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,18 @@ class Selection:
     dropped: Counter[str]
 
 
-def select_icons(folder: Path, *, multicolour_only: bool) -> Selection:
+def select_icons(
+    folder: Path, *, multicolour_only: bool, held_out: Callable[[str, str], bool] | None = None
+) -> Selection:
     """Read a package and sort its icons out.
+
+    Args:
+        held_out: whether the icon of this set and name is to be left out, because private data show the same.
 
     Raises:
         UserError: if `folder` is not an unpacked package.
     """
-    paths = [folder / "package.json", folder / "collections.json"]
-    if not all(path.is_file() for path in paths):
-        raise UserError(f"{folder} is not an unpacked @iconify/json package: it needs package.json, collections.json.")
-    package, collections = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    package, collections = read_package(folder)
     dropped: Counter[str] = Counter()
     sets = {
         family: about
@@ -88,8 +90,32 @@ def select_icons(folder: Path, *, multicolour_only: bool) -> Selection:
         path = folder / "json" / f"{family}.json"
         if not path.is_file():
             raise UserError(f"{folder} is incomplete: collections.json names the set {family}, which json/ lacks.")
-        _sort_out(family, json.loads(path.read_text(encoding="utf-8")), kept, digits, dropped)
+        _sort_out(family, json.loads(path.read_text(encoding="utf-8")), held_out, kept, digits, dropped)
     return Selection((package["name"], package["version"]), sets, kept, digits, dropped)
+
+
+def read_package(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """package.json and collections.json of an unpacked package.
+
+    Raises:
+        UserError: it is none.
+    """
+    paths = [folder / "package.json", folder / "collections.json"]
+    if not all(path.is_file() for path in paths):
+        raise UserError(f"{folder} is not an unpacked @iconify/json package: it needs package.json, collections.json.")
+    package, collections = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    return package, collections
+
+
+def require_licence(family: str, about: Mapping[str, Any]) -> None:
+    """Refuse a set under a licence that public sets may not have.
+
+    Raises:
+        UserError: it is under one.
+    """
+    licence = about["license"].get("spdx")
+    if licence not in _LICENCES:
+        raise UserError(f"The set {family} is under {licence}: choose one under {', '.join(sorted(_LICENCES))}.")
 
 
 def _allow_set(family: str, about: Mapping[str, Any], dropped: Counter[str]) -> bool:
@@ -104,12 +130,19 @@ def _allow_set(family: str, about: Mapping[str, Any], dropped: Counter[str]) -> 
 
 
 def _sort_out(
-    family: str, data: Mapping[str, Any], kept: list[Icon], digits: list[Icon], dropped: Counter[str]
+    family: str,
+    data: Mapping[str, Any],
+    held_out: Callable[[str, str], bool] | None,
+    kept: list[Icon],
+    digits: list[Icon],
+    dropped: Counter[str],
 ) -> None:
     for name, largest in _one_per_size(data["icons"], dropped).items():
-        icon = Icon(family, name, _document(data["icons"][largest], data))
+        icon = Icon(family, name, document(data["icons"][largest], data))
         reason = "text in the drawing" if "<text" in icon.svg else digit_reason(name)
-        if reason is not None:
+        if held_out is not None and held_out(family, name):
+            dropped["held out"] += 1
+        elif reason is not None:
             dropped[reason] += 1
             digits.append(icon)
         elif _BRAND_WORDS & set(re.split(r"[^a-z]+", name)):
@@ -129,7 +162,8 @@ def _one_per_size(icons: Mapping[str, Mapping[str, Any]], dropped: Counter[str])
     return dict(sorted(largest.items()))
 
 
-def _document(icon: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def document(icon: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """The SVG of an icon of the set `data`, with white for currentColor."""
     # A field of the icon wins over that of the set; the format's default size is 16.
     defaults = {"left": 0, "top": 0, "width": 16, "height": 16}
     box = " ".join(str(icon.get(key, data.get(key, default))) for key, default in defaults.items())

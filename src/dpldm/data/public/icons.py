@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dpldm.data.public.collection import PublicSet
+from dpldm.data.public.emoji import held_out
 from dpldm.data.public.icon_sets import Icon, select_icons
 from dpldm.data.public.placing import SUPERSAMPLING, Jitter, crop, halve, place
+from dpldm.data.public.rendering import render
 from dpldm.data.public.shading import colour, fill_silhouette, flat, shade
-from dpldm.errors import MissingExtra, UserError
+from dpldm.errors import UserError
 from dpldm.progress import OnProgress, unseen
 
 GREY = Jitter(box=(0.72, 1.0), degrees=10, shear=0.12, stretch=1.8, shift=0.6, flip=True)
@@ -37,6 +38,7 @@ def make_icons(
     count: int,
     seed: int,
     shaded_fraction: float = 0.6,
+    private_vendor: str | None = None,
     on_progress: OnProgress = unseen,
 ) -> PublicSet:
     """Draw `count` images from the icon sets below `folder`.
@@ -52,6 +54,7 @@ def make_icons(
         count: number of images, at least 1.
         seed: of all randomness; equal arguments give equal bytes.
         shaded_fraction: in [0, 1]; used with one channel only.
+        private_vendor: an emoji set that is private: it is left out, and so is whatever shows what its test part shows.
 
     Raises:
         UserError: if the folder is not such a package, or an argument is outside its range.
@@ -59,7 +62,8 @@ def make_icons(
     """
     if channels not in (1, 3) or image_size < 8 or count < 1 or not 0 <= shaded_fraction <= 1:
         raise UserError("Icons need channels 1 or 3, image_size >= 8, count >= 1 and shaded_fraction in [0, 1].")
-    chosen = select_icons(Path(folder), multicolour_only=channels == 3)
+    refuses = held_out(Path(folder), private_vendor).refuses if private_vendor else None
+    chosen = select_icons(Path(folder), multicolour_only=channels == 3, held_out=refuses)
     rng = np.random.default_rng(seed)
     dropped = Counter(chosen.dropped)
     layers, icons = _draw(_shuffle(chosen.kept, rng), image_size, channels, count, rng, dropped, on_progress)
@@ -67,11 +71,12 @@ def make_icons(
         raise UserError(f"No icon of {folder} passed the licence, logo and digit rules: nothing to draw.")
     shown = min(DROPPED_SAMPLE, len(chosen.digits))
     refused, _ = _draw(_shuffle(chosen.digits, rng), image_size, channels, shown, rng, Counter())
-    parameters = {"image_size": image_size, "channels": channels, "count": count, "seed": seed}
+    parameters: dict[str, Any] = {"image_size": image_size, "channels": channels, "count": count, "seed": seed}
+    parameters |= {"shaded_fraction": shaded_fraction, "private_vendor": private_vendor}
     provenance = {
         "kind": "icons",
         "packages": {chosen.package[0]: chosen.package[1]} | _tools(),
-        "parameters": parameters | {"shaded_fraction": shaded_fraction},
+        "parameters": parameters,
         "jitter": asdict(GREY if channels == 1 else COLOUR),
         "icons_eligible": len(chosen.kept),
         "icons_distinct": len(set(icons)),
@@ -134,15 +139,10 @@ def _render(svg: str, size: int, channels: int) -> NDArray[np.uint8]:
     line of a multicolour icon stays part of its shape; with three channels K = 4, opacity and red, green,
     blue times opacity. h = w = 0 if nothing is visible or the document is broken.
     """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise MissingExtra("resvg-py", "public", "Drawing icons") from error
-    try:
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
-    except ValueError:  # a handful of documents use what the renderer does not know
+    drawn = render(svg, size)
+    if drawn is None:
         return np.empty((1, 0, 0), np.uint8)
-    pixels = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), np.float32).transpose(2, 0, 1)
+    pixels = np.asarray(drawn, np.float32).transpose(2, 0, 1)
     opacity, rgb = pixels[3:] / 255, pixels[:3]
     if channels == 1:
         luminance = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), rgb, axes=1)[None] / 255

@@ -1,7 +1,8 @@
-"""Models that are told a text: `StableDiffusionPipeline` (SD 1.x and 2.x) and `LDMTextToImagePipeline`.
+"""Models that are told a text: `StableDiffusionPipeline` (SD 1.x and 2.x, and ours with MiniLM) and
+`LDMTextToImagePipeline`.
 
 The network is the UNet together with the text encoder, because both may be tuned. What the private cache holds are
-tokens; they are encoded in every pass, which costs little beside the UNet.
+tokens; they are read in every pass, or once if the text encoder is frozen (reading.py).
 """
 
 import shutil
@@ -25,10 +26,16 @@ from dpldm.models.families.parts import (
     tokenizer_files,
     weights_of,
 )
+from dpldm.models.families.reading import Reader
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
-FOREIGN = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
-"""Settings of a UNet that is told more than a text."""
+PLAIN = {
+    "addition_embed_type": (None,),
+    "class_embed_type": (None,),
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "time_cond_proj_dim": (None,),
+}
+"""Settings of a UNet that is told nothing but a text."""
 
 
 class TextToImage(nn.Module):
@@ -37,6 +44,7 @@ class TextToImage(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, text_encoder: nn.Module, tokenizer: Any) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
+        self.read = Reader()
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +53,8 @@ class TextToImage(nn.Module):
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """The UNet's prediction."""
-        predicted: Tensor = self.unet(noisy, timesteps, encoder_hidden_states=self.text_encoder(tokens)[0]).sample
+        texts = self.read(self.text_encoder, tokens)
+        predicted: Tensor = self.unet(noisy, timesteps, encoder_hidden_states=texts).sample
         return predicted
 
 
@@ -69,14 +78,14 @@ class Captions(Family):
         """See `Family.load`."""
         require_class(index, layout.denoiser, ("UNet2DConditionModel",))
         unet: Any = load_part(UNet2DConditionModel, directory / layout.denoiser)
-        foreign = [name for name in FOREIGN if unet.config[name] is not None]
+        foreign = [name for name, plain in PLAIN.items() if unet.config[name] not in plain]
         if foreign:
             raise UserError(
                 f"The UNet in {directory} is told more than a text ({', '.join(foreign)}): use a plain Stable "
                 "Diffusion 1.x or 2.x."
             )
-        encoder = _load_encoder(directory, index, str(layout.text_encoder))
-        return TextToImage(unet, encoder, _load_tokenizer(directory, index))
+        encoder = load_encoder(directory, index, str(layout.text_encoder))
+        return TextToImage(unet, encoder, load_tokenizer(directory, index))
 
     def save(self, network: Any, directory: Path, layout: Layout, source: Path | None) -> None:
         """See `Family.save`. An encoder that was not tuned is copied."""
@@ -111,27 +120,37 @@ class Captions(Family):
         return self.tokens(network, [""])[0]
 
     def tokens(self, network: Any, texts: Sequence[str]) -> Tensor:
-        """See `Family.tokens`. Long texts are cut, short ones filled up, as the stock pipelines do."""
-        config, tokenizer = network.text_encoder.config, network.tokenizer
-        longest = min(int(config.max_position_embeddings), int(tokenizer.model_max_length))
-        encoded = tokenizer(list(texts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
-        ids: Tensor = encoded.input_ids
-        return ids
+        """See `Family.tokens`."""
+        return tokenised(network.tokenizer, network.text_encoder, texts)
 
     def settings(self, network: Any) -> Any:
         """See `Family.settings`."""
         return network.unet.config
 
 
-def _load_encoder(directory: Path, index: Mapping[str, Any], part: str) -> nn.Module:
-    name = require_class(index, part, ("CLIPTextModel", "LDMBertModel"))
+def tokenised(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
+    """Ids (N, T) int64. Long texts are cut, short ones filled up, as the stock pipelines do."""
+    longest = min(int(encoder.config.max_position_embeddings), int(tokenizer.model_max_length))
+    encoded = tokenizer(list(texts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids
+
+
+def load_encoder(directory: Path, index: Mapping[str, Any], part: str) -> nn.Module:
+    """The text encoder of a stock directory, in float32.
+
+    Raises:
+        UserError: it cannot be loaded, or is one that cannot be used.
+        MissingExtra: transformers is not installed.
+    """
+    name = require_class(index, part, ("CLIPTextModel", "LDMBertModel", "BertModel"))
     try:
         import transformers
         from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
     except ImportError:
         raise MissingExtra("transformers", "text", "A backbone that is told texts") from None
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    kind = LDMBertModel if name == "LDMBertModel" else transformers.CLIPTextModel
+    kind: Any = LDMBertModel if name == "LDMBertModel" else getattr(transformers, name)
     files = weights_of(directory / part).values()
     variant = "fp16" if any(".fp16." in path.name for path in files) else None
     try:
@@ -142,12 +161,17 @@ def _load_encoder(directory: Path, index: Mapping[str, Any], part: str) -> nn.Mo
         raise UserError(
             f"{directory / part} cannot be loaded as {name} ({type(error).__name__}): copy the whole directory again."
         ) from error
-    if getattr(encoder.config, "use_attention_mask", False):
+    if name != "BertModel" and getattr(encoder.config, "use_attention_mask", False):  # padding there is a word, too
         raise UserError(f"The text encoder in {directory} needs an attention mask: use a Stable Diffusion 1.x or 2.x.")
     return encoder.float()
 
 
-def _load_tokenizer(directory: Path, index: Mapping[str, Any]) -> Any:
+def load_tokenizer(directory: Path, index: Mapping[str, Any]) -> Any:
+    """The tokenizer of a stock directory.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
     import transformers
 
     name = require_class(index, "tokenizer", TOKENIZERS)

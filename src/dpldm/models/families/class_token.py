@@ -78,8 +78,32 @@ def build_denoiser(
     condition_dim: int,
     attention: tuple[bool, ...] | None = None,
 ) -> UNet2DConditionModel:
-    """A UNet with a transformer block at every resolution, or at those that `attention` says; `classes` excludes the
-    null label."""
+    """A UNet that is told one of so many classes, or none (`condition`); its sizes are those of `build_told`."""
+    return build_told(
+        latent_channels,
+        latent_size,
+        classes + 1,
+        widths=widths,
+        layers_per_block=layers_per_block,
+        heads=heads,
+        condition_dim=condition_dim,
+        attention=attention,
+    )
+
+
+def build_told(
+    latent_channels: int,
+    latent_size: int,
+    told_dim: int,
+    *,
+    widths: tuple[int, ...],
+    layers_per_block: int,
+    heads: int | tuple[int, ...],
+    condition_dim: int,
+    attention: tuple[bool, ...] | None = None,
+) -> UNet2DConditionModel:
+    """A UNet that is told any number of tokens of `told_dim` numbers each, with a transformer block at every
+    resolution, or at those that `attention` says."""
     attending = attention or (True,) * len(widths)
     return UNet2DConditionModel(
         sample_size=latent_size,
@@ -91,7 +115,7 @@ def build_denoiser(
         layers_per_block=layers_per_block,
         attention_head_dim=heads,  # diffusers reads this as the number of heads
         cross_attention_dim=condition_dim,
-        encoder_hid_dim=classes + 1,
+        encoder_hid_dim=told_dim,
         encoder_hid_dim_type="text_proj",
         norm_num_groups=16,
         use_linear_projection=True,
