@@ -32,8 +32,12 @@ from dpldm.train.diffusion import (
 )
 from dpldm.train.public_data import PublicImages, load_public_images
 
-PLACES: Any = {"public": True, "output": True, "device": True, "autoencoder": {"adversarial": {"perceptual_weights"}}}
-"""Settings that are places of a machine."""
+PLACES: Any = {
+    **dict.fromkeys(("public", "output", "device", "autoencoder_of"), True),
+    "autoencoder": {"start": True, "adversarial": {"perceptual_weights"}},
+    "diffusion": {"start"},
+}
+"""Settings that are places of a machine; what a backbone builds on is told by name and sha256."""
 SOME = 16
 """Captions that are named in a card, to draw from."""
 
