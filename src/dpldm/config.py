@@ -286,6 +286,11 @@ class EvaluationConfig(Section):
     """full: 50,000 + 10,000 synthetic, CNN, MLP and logistic regression, 50 epochs; screen: 10,000, CNN, 10 epochs;
     quick: what there is, CNN; paper-colour: as full, but ResNet-9 and WRN-40-4, 10 epochs; dpimagebench: 55,000 +
     5,000, ResNet-110, WRN-40-4 and ResNeXt-29, 50 epochs; dpimagebench-cifar: its larger ones, 200 epochs."""
+    images: Count | None = None
+    """Fewer synthetic images than the protocol's, for a machine that is too slow for it. The result then stands under
+    the protocol's name with `-reduced`, beside no published figure. Blank: the protocol's."""
+    epochs: Count | None = None
+    """Fewer epochs than the protocol's, as with `images`. Blank: the protocol's."""
     seeds: tuple[int, ...] = (0,)
     """One classifier of each kind per seed."""
     extractor: Literal["efficientnet-lite0", "inception-v3"] = "efficientnet-lite0"

@@ -170,6 +170,14 @@ def test_the_benchmark_leaves_one_network_out_for_larger_images(config: RunConfi
         assert protocol_of(changed(asked, "data", image_size=side), 0).kinds == kinds
 
 
+def test_a_reduced_protocol_needs_fewer_images_and_is_named_so(config: RunConfig) -> None:
+    asked = changed(config, "evaluation", protocol="screen", images=24, epochs=1)
+    check_evaluation(asked)
+    found = evaluate(asked).utility
+    assert found is not None
+    assert (found.protocol, found.train + found.validation, found.epochs) == ("screen-reduced", 24, 1)
+
+
 def test_a_check_writes_nothing(config: RunConfig) -> None:
     before = sorted(Run(config).directory.rglob("*"))
     check_evaluation(config)

@@ -134,6 +134,21 @@ def test_quick_uses_all_images_and_a_sixth_to_choose(n: int) -> None:
     assert protocol.epochs == 3
 
 
+@given(images=st.integers(6, 60_000), epochs=st.integers(1, 50))
+def test_a_reduction_has_a_name_of_its_own_and_splits_alike(images: int, epochs: int) -> None:
+    reduced = FULL.reduced(images, epochs)
+    assert (reduced.images, reduced.epochs, reduced.kinds) == (images, epochs, FULL.kinds)
+    assert (reduced.name == "full") == (reduced == FULL) == ((images, epochs) == (60_000, 50))
+    assert 0 <= reduced.validation - images / 6 + 1 <= 1 or reduced.validation == 1
+
+
+def test_what_is_no_reduction_is_refused() -> None:
+    assert FULL.reduced(None, None) is FULL
+    for images, epochs in ((60_001, None), (None, 51), (5, 1)):
+        with pytest.raises(UserError, match="can only be fewer"):
+            FULL.reduced(images, epochs)
+
+
 def test_too_few_synthetic_images_say_how_many_to_sample() -> None:
     with pytest.raises(UserError, match=r"needs 360 synthetic images and there are 350: sample at least 10 more"):
         _evaluate(n=350)

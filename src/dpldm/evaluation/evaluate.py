@@ -162,11 +162,16 @@ def require_test_path(config: RunConfig) -> Path:
 
 
 def protocol_of(config: RunConfig, images: int) -> Protocol:
-    """The config's protocol; `images` is how many a quick one uses."""
-    protocol = PROTOCOLS.get(config.evaluation.protocol) or quick(images)
+    """The config's protocol, reduced if it says so; `images` is how many a quick one uses.
+
+    Raises:
+        UserError: there are too few images for a quick one, or the reduction is none.
+    """
+    settings = config.evaluation
+    protocol = PROTOCOLS.get(settings.protocol) or quick(images)
     if protocol is DPIMAGEBENCH and config.data.image_size > DPIMAGEBENCH_LARGEST_SIDE:
-        return replace(protocol, kinds=tuple(kind for kind in protocol.kinds if not kind.startswith("resnext")))
-    return protocol
+        protocol = replace(protocol, kinds=tuple(kind for kind in protocol.kinds if not kind.startswith("resnext")))
+    return protocol.reduced(settings.images, settings.epochs)
 
 
 def _distances(config: RunConfig, synthetic: SyntheticSet, test: Ingested) -> list[Comparison]:

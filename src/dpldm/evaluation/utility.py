@@ -8,7 +8,7 @@ benchmark the result may be published; when they are private it is INTERNAL.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -36,6 +36,22 @@ class Protocol:
     def images(self) -> int:
         """Synthetic images needed in all."""
         return self.train + self.validation
+
+    def reduced(self, images: int | None, epochs: int | None) -> Protocol:
+        """With fewer images, split alike, or fewer epochs, under a name of its own: its numbers are not this one's.
+
+        Raises UserError when either is more than the protocol's, or the images are fewer than 6.
+        """
+        images, epochs = images or self.images, epochs or self.epochs
+        if images > self.images or epochs > self.epochs or images < 6:
+            raise UserError(
+                f"The protocol {self.name} has {self.images:,} images and {self.epochs} epochs: evaluation.images and "
+                "evaluation.epochs can only be fewer, and at least 6 images."
+            )
+        if (images, epochs) == (self.images, self.epochs):
+            return self
+        held_out = max(1, self.validation * images // self.images)
+        return replace(self, name=f"{self.name}-reduced", train=images - held_out, validation=held_out, epochs=epochs)
 
 
 FULL = Protocol("full", train=50_000, validation=10_000, epochs=50)
