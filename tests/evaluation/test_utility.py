@@ -66,6 +66,20 @@ def test_per_class_accuracies_average_to_the_mean_and_absent_classes_have_none()
     assert score.deviation is None
 
 
+def test_one_answer_for_everything_is_not_taken_for_learning() -> None:
+    images, labels = halves(400, 0)
+    test_images, test_labels = halves(400, 1)
+    kept = np.flatnonzero((test_labels == 0) | (np.arange(400) % 10 == 0))  # some nine in ten are of class 0
+    blind = np.full_like(images, 127)  # nothing can be learnt from these
+    constant = train_on_synthetic(
+        blind, np.zeros_like(labels), test_images[kept], test_labels[kept], classes=2, protocol=TINY, kinds=("mlp",)
+    )
+    found = constant.scores["mlp"]
+    assert found.mean == pytest.approx(constant.guessing)
+    assert constant.guessing == pytest.approx((test_labels[kept] == 0).mean())
+    assert found.balanced == pytest.approx(0.5)
+
+
 def test_results_are_reproducible_and_seeds_draw_other_images() -> None:
     once, twice = (_evaluate(kinds=("mlp",), seeds=(3,)) for _ in range(2))
     assert once == twice

@@ -112,7 +112,8 @@ class Score:
     `accuracies` and `epochs` (the chosen ones) have one entry a seed. `deviation` is the sample standard
     deviation over seeds, None for a single seed. `interval` is the 95 % Wilson interval of `mean` for the
     number of test images: it covers the choice of test images, not of seeds. `per_class[k]` is the mean
-    accuracy on the test images of class k, None when there is none.
+    accuracy on the test images of class k, None when there is none; `balanced` is the mean of those that
+    there are, which always naming one class leaves at 1 over their number.
     """
 
     accuracies: tuple[float, ...]
@@ -121,6 +122,7 @@ class Score:
     deviation: float | None
     interval: tuple[float, float]
     per_class: tuple[float | None, ...]
+    balanced: float
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,9 @@ class Summary:
 class UtilityResult:
     """Accuracies on real images of classifiers that saw only synthetic ones.
 
-    `internal` is True unless the test images are a public benchmark: the numbers then are a function of
-    private images and must not be released.
+    `guessing` is the accuracy of always naming the class with the most test images. `internal` is True
+    unless the test images are a public benchmark: the numbers then are a function of private images and
+    must not be released.
     """
 
     protocol: str
@@ -148,6 +151,7 @@ class UtilityResult:
     epochs: int
     seeds: tuple[int, ...]
     scores: dict[str, Score]
+    guessing: float
     internal: bool
 
     @property
@@ -201,6 +205,7 @@ def train_on_synthetic(
         epochs=protocol.epochs,
         seeds=tuple(seeds),
         scores=scores,
+        guessing=float(np.bincount(test_labels).max() / len(test_labels)),
         internal=not public_benchmark,
     )
 
@@ -250,13 +255,15 @@ def score(hits: NDArray[np.bool_], epochs: list[int], test_labels: Labels, class
     accuracies = tuple(float(row.mean()) for row in hits)
     mean = fmean(accuracies)
     present = (test_labels == k for k in range(classes))
+    per_class = tuple(float(hits[:, of_class].mean()) if of_class.any() else None for of_class in present)
     return Score(
         accuracies=accuracies,
         epochs=tuple(epochs),
         mean=mean,
         deviation=stdev(accuracies) if len(accuracies) > 1 else None,
         interval=accuracy_interval(mean * hits.shape[1], hits.shape[1]),
-        per_class=tuple(float(hits[:, of_class].mean()) if of_class.any() else None for of_class in present),
+        per_class=per_class,
+        balanced=fmean(accuracy for accuracy in per_class if accuracy is not None),
     )
 
 

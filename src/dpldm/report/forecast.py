@@ -88,10 +88,13 @@ def choices_table(choices: list[Choice], current: str) -> RenderableType:
 
 
 def evaluation_table(result: Evaluation) -> RenderableType:
-    """Accuracies and distances, headed by whether they may be shown. Means and best values never share a column."""
+    """Accuracies and distances, headed by whether they may be shown. Means and best values never share a column.
+
+    `by class` is the mean over classes of their accuracies; `one answer` that of always naming the most frequent class.
+    """
     status = "public benchmark" if result.public_benchmark else "INTERNAL: reads private images, do not publish"
     accuracies = Table(title=f"evaluation ({status})", title_justify="left")
-    for name in ("accuracy", "mean", "best", "how"):
+    for name in ("accuracy", "mean", "by class", "one answer", "best", "how"):
         accuracies.add_column(name, style="bold" if name == "accuracy" else None)
     if (utility := result.utility) is not None:
         how = f"{utility.protocol}: {utility.train:,} + {utility.validation:,} synthetic, {utility.epochs} epochs"
@@ -101,13 +104,17 @@ def evaluation_table(result: Evaluation) -> RenderableType:
             accuracies.add_row(
                 f"{kind} accuracy",
                 f"{100 * score.mean:.1f} %  ({100 * low:.1f} to {100 * high:.1f})",
+                f"{100 * score.balanced:.1f} %",
+                f"{100 * utility.guessing:.1f} %",
                 best if len(score.accuracies) > 1 else "",
-                f"{how}; guessing gives {100 / len(score.per_class):.1f} %",
+                how,
             )
         if len(utility.scores) > 1:
             summary = utility.summary
             best = f"{100 * summary.best:.1f} %  ({summary.best_kind})"
-            accuracies.add_row(f"all {len(utility.scores)}", f"{100 * summary.mean:.1f} %", best, "of the rows above")
+            accuracies.add_row(
+                f"all {len(utility.scores)}", f"{100 * summary.mean:.1f} %", "", "", best, "of the rows above"
+            )
     distances = Table(title="" if utility else accuracies.title, title_justify="left")
     for name in ("measure", "value", "how"):
         distances.add_column(name, style="bold" if name == "measure" else None)
