@@ -45,6 +45,24 @@ def test_every_manifest_is_on_the_page_with_what_made_it() -> None:
             assert f"{100 * score['mean']:.1f}" in page
 
 
+def test_what_was_measured_before_tuning_is_on_the_page() -> None:
+    page, before = results_page(RESULTS), list(RESULTS.glob("*-untuned.json"))
+    assert before
+    for path in before:
+        value = json.loads(path.read_text())["distances"][0]["value"]
+        assert f"]({path.name})" in page
+        assert f"KID {value:.4g}" in page
+
+
+def test_an_accuracy_that_one_answer_would_have_is_marked(manifest: dict[str, Any], tmp_path: Path) -> None:
+    for guessing, marked in ((0.1, False), (0.64, True)):
+        utility = manifest["evaluation"]["utility"] | {"guessing": guessing}
+        (tmp_path / "one.json").write_text(
+            json.dumps(manifest | {"evaluation": manifest["evaluation"] | {"utility": utility}})
+        )
+        assert ("(one answer: 64.0)" in results_page(tmp_path)) == marked
+
+
 def test_a_number_without_a_manifest_is_on_no_page(tmp_path: Path) -> None:
     """The page of an empty folder shows no number of ours."""
     page = results_page(tmp_path)

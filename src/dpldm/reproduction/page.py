@@ -52,6 +52,7 @@ def results_page(folder: Path) -> str:
         "## Ours, on published sets\n\nAccuracy on real test images of classifiers that saw synthetic ones alone "
         "([protocols](../docs/evaluation.md#protocols)).\n\n" + _table_of_figures(runs),
         "How each was made:\n\n" + _table_of_making(runs),
+        "Before any tuning, drawn from the same backbone as the run and measured alike:\n\n" + _untuned(folder),
         "Gates of backbones on Fashion-MNIST, accuracy of the papers' CNN:\n\n" + _gates(folder),
         _looks(folder / "benchmark-looks.jsonl"),
         "## Beside others\n\n" + _legend(),
@@ -98,12 +99,34 @@ def _table_of_figures(runs: Named) -> str:
                 f"{plan['epsilon']:g}",
                 run.get("scale", ""),
                 "" if utility is None else utility["protocol"],
-                ", ".join(f"{kind} {100 * score['mean']:.1f}" for kind, score in scores.items()),
-                ", ".join(f"{each['name']} {each['value']:.4g}" for each in run["evaluation"]["distances"]),
+                ", ".join(f"{kind} {100 * score['mean']:.1f}" for kind, score in scores.items()) + _one_answer(utility),
+                _distances(run["evaluation"]["distances"]),
                 _once(each["extractor"] for each in run["evaluation"]["distances"]),
             )
         )
     return _markdown(("run", "set", "epsilon", "scale", "protocol", "accuracy, %", "distances", "seen through"), rows)
+
+
+def _one_answer(utility: Mapping[str, Any] | None) -> str:
+    """What always naming the most frequent class gives, where that is more than luck with equal classes."""
+    if utility is None or "guessing" not in utility:
+        return ""
+    classes = len(next(iter(utility["scores"].values()))["per_class"])
+    return f" (one answer: {100 * utility['guessing']:.1f})" if utility["guessing"] > 1.5 / classes else ""
+
+
+def _distances(found: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{each['name']} {each['value']:.4g}" for each in found)
+
+
+def _untuned(folder: Path) -> str:
+    rows = []
+    for file in sorted(folder.glob("*-untuned.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content["distances"]
+        seen = _once(each["extractor"] for each in found)
+        rows.append((f"[{file.stem}]({file.name})", content["backbone"], _distances(found), seen))
+    return _markdown(("manifest", "backbone", "distances", "seen through"), rows)
 
 
 def _table_of_making(runs: Named) -> str:
