@@ -11,7 +11,17 @@ from rich.console import Console
 
 from dpldm.models.backbone import load_backbone
 from dpldm.models.trainable import choose_trainable
-from dpldm.outlook import HARD_TO_LEARN, MEASURED, Measured, Verdict, alternatives, is_learnt, of_rehearsal, outlook
+from dpldm.outlook import (
+    HARD_TO_LEARN,
+    MEASURED,
+    Measured,
+    Start,
+    Verdict,
+    alternatives,
+    is_learnt,
+    of_rehearsal,
+    outlook,
+)
 from dpldm.report.forecast import outlook_lines
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -34,7 +44,11 @@ def test_what_is_said_of_a_run_is_what_was_recorded(run: Measured, network: Any)
     assert config["backbone"] == "grey32"
     assert run.records == plan["records"]
     assert run.classes == len(config["data"]["labels"])
-    assert run.class_means == bool(config["optimizer"].get("warm_start_steps"))
+    if not config["optimizer"].get("warm_start_steps"):
+        assert run.start is Start.NOTHING
+    else:
+        drawn = config["privacy"].get("class_spreads_noise") is not None
+        assert run.start is (Start.PORTRAITS if drawn else Start.CLASS_MEANS)
     assert run.accuracy == pytest.approx(recorded["evaluation"]["utility"]["scores"]["cnn"]["mean"], abs=5e-5)
     off = run.noise_to_signal - ratio
     assert 0 <= (off if run.learnt else -off) < 0.01, "rounded so that it is an example of itself"
@@ -42,41 +56,47 @@ def test_what_is_said_of_a_run_is_what_was_recorded(run: Measured, network: Any)
 
 @pytest.mark.parametrize("run", MEASURED, ids=lambda run: run.manifest)
 def test_a_run_that_was_measured_is_told_what_came_of_it(run: Measured) -> None:
-    found = outlook(run.records, run.noise_to_signal, run.class_means, run.classes)
+    found = outlook(run.records, run.noise_to_signal, run.start, run.classes)
     assert found.verdict is (Verdict.LEARNT if run.learnt else Verdict.NO)
     assert bool(found.alternatives) != run.learnt
 
 
 @pytest.mark.parametrize(
-    ("records", "noise", "means", "verdict"),
+    ("records", "noise", "start", "verdict"),
     [
-        (100_000, 0.1, False, Verdict.LEARNT),  # easier than Fashion-MNIST at epsilon 1
-        (60_000, 1.4, False, Verdict.UNKNOWN),  # noisier than anything that learnt
-        (60_000, 3.1, True, Verdict.NO),
-        (4_000, 1.0, True, Verdict.LEARNT),
-        (4_000, 1.5, True, Verdict.UNKNOWN),  # harder than what learnt, and no failure of the kind was measured
-        (4_000, 0.2, False, Verdict.UNKNOWN),
-        (300, 2.0, False, Verdict.NO),
-        (20_000, 0.5, False, Verdict.UNKNOWN),
+        (100_000, 0.1, Start.NOTHING, Verdict.LEARNT),  # easier than Fashion-MNIST at epsilon 1
+        (60_000, 1.4, Start.NOTHING, Verdict.UNKNOWN),  # noisier than anything that learnt
+        (60_000, 3.4, Start.PORTRAITS, Verdict.NO),
+        (60_000, 1.4, Start.PORTRAITS, Verdict.LEARNT),
+        (4_000, 1.0, Start.CLASS_MEANS, Verdict.LEARNT),
+        (
+            4_000,
+            1.5,
+            Start.CLASS_MEANS,
+            Verdict.UNKNOWN,
+        ),  # harder than what learnt, and no failure of the kind was measured
+        (4_000, 0.2, Start.NOTHING, Verdict.UNKNOWN),
+        (300, 2.0, Start.NOTHING, Verdict.NO),
+        (20_000, 0.5, Start.NOTHING, Verdict.UNKNOWN),
     ],
 )
 def test_easier_than_what_learnt_harder_than_what_did_not_or_unknown(
-    records: int, noise: float, means: bool, verdict: Verdict
+    records: int, noise: float, start: Start, verdict: Verdict
 ) -> None:
-    assert outlook(records, noise, means, 10).verdict is verdict
+    assert outlook(records, noise, start, 10).verdict is verdict
 
 
 def test_of_public_classes_that_are_told_too_no_failure_was_measured() -> None:
-    assert outlook(4_000, 1.1, False, 10).verdict is Verdict.NO
-    assert outlook(4_000, 1.1, False, 10, public_classes=True).verdict is Verdict.UNKNOWN
-    assert outlook(4_000, 4.0, False, 10, public_classes=True).verdict is Verdict.NO
+    assert outlook(4_000, 1.1, Start.NOTHING, 10).verdict is Verdict.NO
+    assert outlook(4_000, 1.1, Start.NOTHING, 10, public_classes=True).verdict is Verdict.UNKNOWN
+    assert outlook(4_000, 4.0, Start.NOTHING, 10, public_classes=True).verdict is Verdict.NO
 
 
 def test_no_run_is_both_an_example_and_a_counterexample() -> None:
     for good in (run for run in MEASURED if run.learnt):
         for bad in (run for run in MEASURED if not run.learnt):
             harder = good.records <= bad.records and good.noise_to_signal >= bad.noise_to_signal
-            assert not (harder and good.class_means <= bad.class_means), (good, bad)
+            assert not (harder and good.start <= bad.start), (good, bad)
 
 
 def test_the_limit_is_beyond_all_that_learnt() -> None:
@@ -90,15 +110,15 @@ def test_learnt_is_half_way_from_guessing_to_always_right() -> None:
 
 
 def test_alternatives_are_those_that_there_are() -> None:
-    assert any("baseline classifier" in other for other in alternatives(False, 10))
-    assert any("class_means_noise" in other for other in alternatives(False, 10))
-    assert not any("class_means_noise" in other for other in alternatives(True, 10))
-    assert len(alternatives(False, 0)) == 2, "without classes there is neither a classifier nor a mean"
+    assert any("baseline classifier" in other for other in alternatives(Start.NOTHING, 10))
+    assert any("class_means_noise" in other for other in alternatives(Start.NOTHING, 10))
+    assert not any("class_means_noise" in other for other in alternatives(Start.CLASS_MEANS, 10))
+    assert len(alternatives(Start.NOTHING, 0)) == 2, "without classes there is neither a classifier nor a mean"
 
 
 def test_a_rehearsal_says_whether_to_go_on() -> None:
-    assert of_rehearsal(0.7, False, 10).verdict is Verdict.LEARNT
-    found = of_rehearsal(0.26, False, 10)
+    assert of_rehearsal(0.7, Start.NOTHING, 10).verdict is Verdict.LEARNT
+    found = of_rehearsal(0.26, Start.NOTHING, 10)
     assert found.verdict is Verdict.NO
     console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(outlook_lines(found))

@@ -16,7 +16,7 @@ from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.choices import attention_modules
 from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
-from dpldm.outlook import Outlook, outlook
+from dpldm.outlook import Outlook, Start, outlook
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.plan import PrivacyPlan
@@ -231,15 +231,17 @@ def _outlook(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) 
     return outlook(
         constants.records,
         noise_to_signal,
-        starts_from_means(config),
+        start_of(config),
         len(config.data.labels),
         public_classes=config.privacy.public_classes_noise is not None,
     )
 
 
-def starts_from_means(config: RunConfig) -> bool:
-    """Whether tuning starts from noised class means."""
-    return config.optimizer.warm_start_steps > 0
+def start_of(config: RunConfig) -> Start:
+    """What tuning starts from."""
+    if config.optimizer.warm_start_steps == 0:
+        return Start.NOTHING
+    return Start.CLASS_MEANS if config.privacy.class_spreads_noise is None else Start.PORTRAITS
 
 
 def _warnings(config: RunConfig, constants: PrivacyPlan) -> list[str]:

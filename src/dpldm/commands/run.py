@@ -291,11 +291,11 @@ def _evaluate(config: RunConfig, given: argparse.Namespace) -> Facts:
 def _show_outlook(config: RunConfig, utility: "UtilityResult") -> dict[str, Any]:
     """What a rehearsal says of the plan."""
     from dpldm.outlook import of_rehearsal
-    from dpldm.planning import starts_from_means
+    from dpldm.planning import start_of
     from dpldm.report.forecast import outlook_lines
 
     accuracy, classes = utility.scores["cnn"].mean, len(config.data.labels)
-    found = of_rehearsal(accuracy, starts_from_means(config), classes)
+    found = of_rehearsal(accuracy, start_of(config), classes)
     out.print(outlook_lines(found))
     return asdict(found)
 
