@@ -3,6 +3,7 @@
     python tools/screen.py [--lever NAME] [--limit N]     # run; the same call goes on where it stopped
     python tools/screen.py --page                         # results/utility.md from the manifests
 
+`answer` of a lever and `lesson` of all, in arms.yaml, are what we make of the tables; the figures are the manifests'.
 An arm is `dpldm rehearse` with settings of its own, on a public stand-in; a manifest keeps what came out, a picture
 what it looks like. Arms that differ in sampling alone share the tuned model. No arm looks at a benchmark.
 """
@@ -99,6 +100,9 @@ def page(queue: dict[str, Any]) -> str:
         if rows:
             lines += ["", f"## {part['name']}", "", part["question"], ""]
             lines += ["| arm | accuracy, % | each run | KID | picture |", "|---|---|---|---|---|", *rows]
+            lines += ["", part["answer"]] if "answer" in part else []
+    if "lesson" in queue:
+        lines += ["", "## What DP-LDM should have done", "", queue["lesson"]]
     return "\n".join(lines) + "\n"
 
 
