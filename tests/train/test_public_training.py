@@ -375,6 +375,12 @@ def test_other_images_in_the_place_of_a_public_set_are_refused(recipe: BackboneR
     next(pretrain(recipe.model_copy(update={"public": (moved,)})))
 
 
+def test_a_backbone_to_start_from_is_missed_before_stage_1(recipe: BackboneRecipe) -> None:
+    changed = recipe.model_copy(update={"diffusion": diffusion_recipe(start="nowhere")})
+    with pytest.raises(UserError, match="There is no backbone 'nowhere'"):
+        next(pretrain(changed))
+
+
 def test_damaged_settings_of_a_pretraining_are_refused_with_what_to_do(recipe: BackboneRecipe) -> None:
     interrupted(pretrain(recipe), 3)
     (recipe.output.with_name("little.work") / "settings.json").write_text("{")
