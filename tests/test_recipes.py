@@ -190,6 +190,9 @@ def test_the_denoiser_of_pixels_has_more_than_80_million_parameters() -> None:
     assert part > 80e6
     assert network.config.in_channels == 3
     assert network.config.sample_size == 32
+    whole = sum(p.numel() for p in network.parameters())
+    claim = f"{whole / 1e6:.1f}M parameters"
+    assert claim in (recipes() / "backbones" / "imagenet32-pixels.yaml").read_text()
 
 
 COMPVIS = {"in_channels": 3, "out_channels": 3, "layers_per_block": 2, "use_linear_projection": False}

@@ -138,6 +138,11 @@ def test_what_is_no_released_run_is_refused(finished_copy: RunConfig, tmp_path: 
         report(Run(finished_copy).directory)
 
 
+def test_a_release_in_the_place_of_its_run_is_refused(released: Run) -> None:
+    with pytest.raises(UserError, match=f"is a release: give the folder of its run, {released.directory}"):
+        report(released.release)
+
+
 def test_a_damaged_record_is_named(released: Run) -> None:
     (released.private / "evaluation.json").write_text("{")
     with pytest.raises(UserError, match=r"evaluation\.json is damaged"):

@@ -42,9 +42,11 @@ S = "tests/train/test_selecting.py::"
 W, A = "tests/train/test_warm_start.py::", "tests/train/test_asking.py::"
 V, R = "tests/test_verifying.py::", "tests/test_tampering.py::test_a_tampered_release_is_rejected"
 SEEDED = '__import__("dpldm.privacy.entropy", fromlist=["x"]).SeededEntropy(0)'
-EXACT = 'class_means(known[0], __import__("dpldm.train.asking", fromlist=["x"])._total(known[0], latents, len(run.config.data.labels)))'
+KNOWN = "portraits_known(run, plan, ledger, tuner.backbone_digest, shape)"
+EXACT = f"replace({KNOWN}, means=torch.stack([latents.posterior.mean[latents.labels == k].mean(0, keepdim=True) for k in range(2)]))"
 B = "tests/baselines/test_classifier.py::"
 PE = "tests/baselines/test_pe.py::test_"
+Q = P + "queries.py::test_"
 MUTANTS = [
     # --- noise
     Mutant("no noise", "privacy.noise:add_gaussian", "standard_deviation * noise", "0 * noise",
@@ -288,13 +290,23 @@ MUTANTS = [
            S + "test_the_trial_with_the_largest_score_stays_and_a_loser_goes_before_the_next_begins"),
     Mutant("an epsilon that is no number is 0", "privacy.accounting:_accountant_of_selection", "if noise_multiplier < SMALLEST_NOISE:", "if noise_multiplier == 0:",
            P + "selection.py::test_without_noise_worth_the_name_nothing_is_promised"),
-    Mutant("a start from exact class means", "train.starting:ask_and_start", "class_means(*known)", EXACT,
-           W + "test_a_run_starts_once_from_the_answer_that_it_paid_for"),
+    Mutant("a start from exact class means", "train.starting:ask_and_start", KNOWN, EXACT,
+           W + "test_a_run_starts_once_from_the_answers_that_it_paid_for"),
     Mutant("a start is made again on resume", "train.starting:ask_and_start", " and tuner.updates == 0:", ":",
-           W + "test_a_run_starts_once_from_the_answer_that_it_paid_for"),
-    Mutant("a start moves more than the embedder", "train.warm_start:warm_start", "if is_of_embedder(name, family.names)", "if name",
+           W + "test_a_run_starts_once_from_the_answers_that_it_paid_for"),
+    Mutant("a start moves more than the embedder", "train.warm_start:lesson_of", "if is_of_embedder(name, names)", "if name",
            W + "test_nothing_moves_but_the_embedder_and_the_null_row_stays"),
-    Mutant("answers noised from a seed", "train.finetune:finetune", "ledger, latents, SystemEntropy())", f"ledger, latents, {SEEDED})",
+    Mutant("a distance from a mean is not cut", "privacy.queries:spread_sums", "r.norm(dim=1, keepdim=True).clamp(min=question.clip_norm)", "question.clip_norm",
+           Q + "the_bounds_are_reached"),
+    Mutant("every image of a group counts whole in a spread", "privacy.queries:spread_sums", "r * shares[of_class][:, None]", "r",
+           Q + "a_group_counts_as_one_unit_however_many_images_it_has"),
+    Mutant("entries off the diagonal count twice", "privacy.queries:_weights", ".double().sqrt()", ".double()",
+           Q + "a_symmetric_matrix_as_a_vector_keeps_its_norm_and_comes_back"),
+    Mutant("parts are taken for classes", "privacy.queries:spread_sums", "rows.labels // parts == label", "rows.labels == label",
+           Q + "spreads_around_parts_add_up_to_their_class"),
+    Mutant("a spread is answered with class counts", "train.asking:_total", "raise ValueError", "return class_counts(places, classes)  # ",
+           A + "test_no_question_is_answered_with_the_sum_of_another"),
+    Mutant("answers noised from a seed", "train.finetune:finetune", "ledger, latents, SystemEntropy(), on", f"ledger, latents, {SEEDED}, on",
            A + "test_answers_are_noised_by_the_systems_entropy"),
     Mutant("images that were not read count in an answer", "train.asking:places_of", "latents.labels[records], weights)", "latents.labels[records], torch.ones_like(weights))",
            A + "test_groups_and_null_records_count_as_the_proof_says"),

@@ -24,6 +24,7 @@ from dpldm.models.perceptual import EfficientNetDistance
 from dpldm.recipe import BackboneRecipe
 from dpldm.train.adversarial import stage_1
 from dpldm.train.autoencoder import mean_absolute_error
+from dpldm.train.begun import require_as_begun
 from dpldm.train.public_data import load_public_images
 
 AT_ONCE = 100
@@ -39,14 +40,17 @@ def main() -> None:
     recipe = load_config(BackboneRecipe, given.recipe)
     work = recipe.output.with_name(recipe.output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    images = load_public_images(recipe.public, recipe.image_size, recipe.channels)
-    training = stage_1(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors")
+    public = load_public_images(recipe.public, recipe.image_size, recipe.channels)
+    require_as_begun(recipe, public.sets, work)
+    training = stage_1(recipe.autoencoder)(
+        *(recipe.autoencoder, public.pixels, recipe.seed, work / "autoencoder.safetensors"), jittered=recipe.jitter
+    )
     for _ in training.steps():
         pass
     held_out = PublicSet.load(given.judge).images
     chosen = held_out[np.random.default_rng(0).permutation(len(held_out))[: given.images]]
     result = judged(training.finish(), chosen) | {
-        "trained_on": len(images),
+        "trained_on": len(public.pixels),
         "recipe": recipe.autoencoder.model_dump(mode="json", exclude={"adversarial": {"perceptual_weights"}}),
     }
     text = json.dumps(result, indent=2)

@@ -25,7 +25,7 @@ from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.page import page
 from dpldm.report.registry import registry_draft
 from dpldm.report.samples import load_samples
-from dpldm.report.wording import trial_constants
+from dpldm.report.wording import is_evolution, trial_constants
 from dpldm.run import Run
 from dpldm.verdict import Verdict, verdict
 from dpldm.verifying import read_statement, verify
@@ -49,9 +49,11 @@ def report(directory: Path) -> Reports:
         directory: runs/NAME of a run that was released.
 
     Raises:
-        UserError: it is no run, was not released, or its release is not what it says.
+        UserError: it is no run, was not released, or its release is not what it says; or it is what Private Evolution
+            released, of which there is no report.
         MissingExtra: matplotlib is not installed.
     """
+    _require_run(directory)
     run = run_at(directory)
     require_release(run)
     require_matplotlib()
@@ -89,6 +91,22 @@ def run_at(directory: Path) -> Run:
     if config.name != directory.resolve().name:
         raise UserError(f"{directory} is the run {config.name!r} under another name: give the folder its name back.")
     return Run(config.model_copy(update={"runtime": config.runtime.model_copy(update={"output": output})}))
+
+
+def _require_run(directory: Path) -> None:
+    """Refuse a release in the place of its run.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not (directory / "privacy.json").is_file():
+        return
+    if is_evolution(read_statement(directory)["plan"]):
+        raise UserError(
+            f"{directory} is what Private Evolution released, and reports are for what was tuned: its README.md states "
+            "the guarantee, and `dpldm verify` checks it."
+        )
+    raise UserError(f"{directory} is a release: give the folder of its run, {directory.resolve().parent}.")
 
 
 def require_release(run: Run) -> None:

@@ -238,7 +238,7 @@ def test_its_images_are_a_release_that_verify_accepts(config: RunConfig) -> None
     pe(config)  # the same call finds the same release
 
 
-def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit(
+def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit_or_report_on(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pe(config)
@@ -248,6 +248,8 @@ def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit(
     assert f"3 of {ROUNDS + 2} attempts made" in text
     with pytest.raises(UserError, match="audits are for what was tuned"):
         next(audit(planned(module.released(config), None)))
+    assert main(["report", str(module.released(config))]) == 2
+    assert "reports are for what was tuned: its README.md states the guarantee" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,29 @@ def test_every_record_is_the_encoding_of_its_image(image_folder: Path, tiny_back
         torch.testing.assert_close(latents.posterior.log_variance[row], alone.log_variance[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [16, 300])
+def test_how_many_images_there_are_does_not_shape_a_pass(size: int, tmp_path: Path, cache: Path) -> None:
+    """Networks round by the size of a pass, and a vote may turn on the last bits."""
+    shapes: list[tuple[int, ...]] = []
+
+    def encoder(pixels: Any) -> Posterior:
+        shapes.append(pixels.shape)
+        means = torch.from_numpy(pixels.astype(np.float32).mean((1, 2)))
+        return Posterior(means, -means)
+
+    found = {}
+    for count in (10, 64, 70):
+        folder = tmp_path / f"of-{count}"
+        folder.mkdir()
+        for index in range(count):
+            Image.fromarray(np.full((size, size), index, np.uint8)).save(folder / f"{index:03d}.png")
+        data = DataConfig.model_validate({"path": folder, "image_size": size})
+        found[count] = module.private_encodings(data, encoder, "means", cache).posterior
+        assert torch.equal(found[count].mean[:, 0], torch.arange(count).float()), "each once, in order"
+        assert torch.equal(found[count].log_variance, -found[count].mean)
+    assert set(shapes) == {(64 if size == 16 else 2, size, size, 1)}
+
+
 def test_the_cache_gives_back_what_was_encoded(
     image_folder: Path, tiny_backbone: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,25 @@ def test_a_group_counts_as_one_unit_however_many_images_it_has(question: Questio
     assert torch.allclose(total_of(question, [group]), total_of(question, [group[:1]]), atol=1e-6)
 
 
+def spreads_around_parts(data: list[Unit]) -> Tensor:
+    """With the three classes for parts of one."""
+    return spread_sums(SPREADS, *places_of(data), CENTRES[None])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=sets, one=units, other=units)
+def test_spreads_around_parts_are_bounded_alike(data: list[Unit], one: Unit, other: Unit) -> None:
+    without, with_one, with_other = (spreads_around_parts([*data, *more]) for more in ([], [one], [other]))
+    assert float((with_one - without).norm()) <= 1 + 1e-9
+    assert float((with_one - with_other).norm()) <= SPREADS.replace_one + 1e-9
+
+
+def test_spreads_around_parts_add_up_to_their_class() -> None:
+    """The same distances from the same centres, in one matrix."""
+    data = [[(k, True, [2.0 * k, float(n), -1.0, 0.5])] * (1 + n) for k in (-1, 0, 1, 2, K) for n in (0, 1, 2)]
+    assert torch.allclose(spreads_around_parts(data), total_of(SPREADS, data).sum(0, keepdim=True), atol=1e-12)
+
+
 def test_weights_that_are_too_large_are_cut() -> None:
     """The bound does not rest on the caller."""
     places = Places(torch.arange(3)[None], torch.tensor([[0, 0, 1]]), torch.tensor([[2.0, -5.0, 2.0]]))

@@ -14,9 +14,11 @@ import yaml
 import compvis_models
 import miniatures
 from dpldm.cli import main
+from dpldm.errors import UserError
 from dpldm.evaluation import evaluate
 from dpldm.reproduction import stages
 from dpldm.reproduction.rows import PAIRS, row_names, row_of
+from dpldm.train.begun import without_places
 from tiny_runs import Means
 
 
@@ -114,6 +116,20 @@ def test_a_row_resumes_stage_by_stage(data: Path, tmp_path: Path, monkeypatch: p
     other = row_of("mnist/eps5", "smoke", data, tmp_path)
     assert stages.is_made(other), "another row takes the backbone that there is"
     assert list(stages.make_backbone(other)) == calls == []
+
+
+def test_a_backbone_of_another_recipe_is_not_taken(data: Path, tmp_path: Path) -> None:
+    """Made by an earlier version of the row, or changed since."""
+    row = row_of("mnist/eps1", "smoke", data, tmp_path)
+    assert row.pretraining is not None
+    row.backbone.mkdir(parents=True)
+    card = {"recipe": without_places(row.pretraining)}
+    (row.backbone / "backbone.json").write_text(json.dumps(card))
+    assert list(stages.make_backbone(row)) == []
+    card["recipe"]["diffusion"]["steps"] += 1
+    (row.backbone / "backbone.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"made with other settings \(diffusion\.steps\) than mnist/eps1 has: move it"):
+        list(stages.make_backbone(row))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

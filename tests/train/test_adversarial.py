@@ -48,7 +48,7 @@ def made(path: Path, adversarial: dict[str, Any] | None = None, **more: Any) -> 
     settings = {"discriminator_start": 2, "discriminator_width": 4, "discriminator_layers": 2} | (adversarial or {})
     small = {"latent_channels": 2, "widths": (8, 8, 8), "batch_size": 4, "steps": 6, "warmup_steps": 1, "bf16": False}
     recipe = AutoencoderRecipe.model_validate(small | {"checkpoint_every": 3, "adversarial": settings} | more)
-    training = stage_1(recipe, public_images(), 3, path)
+    training = stage_1(recipe)(recipe, public_images(), 3, path)
     assert isinstance(training, AdversarialTraining)
     return training
 
@@ -175,7 +175,7 @@ def test_some_steps_lower_the_error_of_reconstructions(codebook: int | None, tmp
 
 def test_the_light_loss_is_the_default(tmp_path: Path) -> None:
     recipe = AutoencoderRecipe(widths=(8, 8), latent_channels=2)
-    assert type(stage_1(recipe, public_images(), 0, tmp_path / "c")) is AutoencoderTraining
+    assert stage_1(recipe) is AutoencoderTraining
     with pytest.raises(ValueError, match="perceptual_weights are files for perceptual: vgg-lpips"):
         AdversarialRecipe(perceptual="vgg-lpips")
 

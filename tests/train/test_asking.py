@@ -20,7 +20,7 @@ from dpldm.privacy.entropy import SystemEntropy
 from dpldm.privacy.ledger import Ledger, open_ledger, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import class_shares, counts_by_share
-from dpldm.privacy.questions import ClassHistogram, ClassMeans
+from dpldm.privacy.questions import ClassHistogram, ClassMeans, ClassSpreads, NearestVotes
 from dpldm.run import Run, plan_of
 from dpldm.sampling import load_synthetic, planned_labels, sample, settings_of_sampling
 from dpldm.train import asking
@@ -238,6 +238,16 @@ def test_groups_and_null_records_count_as_the_proof_says() -> None:
     z = z / z.norm(dim=1, keepdim=True).clamp(min=5.0)
     expected = torch.stack([z[0] + z[1] / 2, (z[3] + z[4]) / 3]) / (1 + 0.25**2) ** 0.5
     assert torch.allclose(asking._total(means, grouped, 2, None)[:, :-1], expected, atol=1e-6)
+
+
+def test_no_question_is_answered_with_the_sum_of_another() -> None:
+    """Votes are a baseline's; spreads need the noised means."""
+    for question in (
+        NearestVotes(noise_multiplier=30.0, candidates=2, rounds=1),
+        ClassSpreads(noise_multiplier=30.0, clip_norm=1.0),
+    ):
+        with pytest.raises(ValueError, match=f"cannot ask the question {question.kind}"):
+            asking._total(question, made_up(7), 2, None)
 
 
 def test_a_histogram_steers_how_many_images_a_class_gets_and_nothing_else(answered_copy: RunConfig) -> None:

@@ -123,8 +123,9 @@ def test_an_autoencoder_of_another_class_is_refused(
     recipes: tuple[BackboneRecipe, BackboneRecipe], tmp_path: Path
 ) -> None:
     other = make("unconditional, quantised", tmp_path / "other")
+    from_scratch = recipes[1].diffusion.model_copy(update={"start": None})
     with pytest.raises(UserError, match="no autoencoder of the class AutoencoderKL"):
-        list(pretrain(recipes[1].model_copy(update={"autoencoder_of": str(other)})))
+        list(pretrain(recipes[1].model_copy(update={"autoencoder_of": str(other), "diffusion": from_scratch})))
 
 
 def test_names_are_read_and_told_image_by_image(recipes: tuple[BackboneRecipe, BackboneRecipe], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Stages 1 and 2: seeded by step, so that a resumed run is the uninterrupted one; and both together make a backbone."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,62 @@ def test_two_stages_make_a_backbone_that_loads(recipe: BackboneRecipe) -> None:
     assert 0 < card["reconstruction_l1"] < 2
     text = "".join(path.read_text() for path in recipe.output.rglob("*.json"))
     assert str(recipe.output.parent.parent) not in text, "no place of this machine"
+
+
+# (what is changed after so many steps, what the refusal names; None: it goes on)
+CHANGES: list[tuple[int, dict[str, Any], str | None]] = [
+    (3, {"autoencoder": autoencoder_recipe(learning_rate=0.1)}, "autoencoder.learning_rate"),
+    (3, {"autoencoder": autoencoder_recipe(steps=5)}, "autoencoder.steps"),
+    (3, {"seed": 1, "jitter": False}, "jitter, seed"),
+    (3, {"autoencoder_of": "grey32"}, "autoencoder_of"),
+    (3, {"diffusion": diffusion_recipe(start="grey32", steps=5)}, None),
+    (3, {"device": "cpu", "name": "other"}, None),
+    (3, {"autoencoder": autoencoder_recipe(checkpoint_every=1)}, None),
+    (7, {"diffusion": diffusion_recipe(label_dropout=0.5)}, "diffusion.label_dropout"),
+    (7, {"diffusion": diffusion_recipe(start="grey32")}, "diffusion.start"),
+    (7, {"autoencoder": autoencoder_recipe(kl_weight=1.0)}, "autoencoder.kl_weight"),
+    (7, {"diffusion": diffusion_recipe(checkpoint_every=3)}, None),
+    (1, {"seed": 1, "autoencoder": autoencoder_recipe(learning_rate=0.1)}, None),  # no checkpoint yet
+]
+
+
+@pytest.mark.parametrize(("after", "changes", "named"), CHANGES)
+def test_what_has_begun_goes_on_by_its_own_recipe_alone(
+    after: int, changes: dict[str, Any], named: str | None, recipe: BackboneRecipe
+) -> None:
+    interrupted(pretrain(recipe), after)
+    work = recipe.output.with_name("little.work")
+    kept = {path.name: path.read_bytes() for path in work.iterdir()}
+    other = recipe.model_copy(update=changes)
+    if named is None:
+        next(pretrain(other))
+        return
+    with pytest.raises(UserError, match=rf"was begun with other settings \({re.escape(named)}\): put them back, give"):
+        next(pretrain(other))
+    assert {path.name: path.read_bytes() for path in work.iterdir()} == kept
+    assert len(list(pretrain(recipe))) == 8 - after // 2 * 2, "with its own recipe it goes on"
+
+
+def test_other_images_in_the_place_of_a_public_set_are_refused(recipe: BackboneRecipe, tmp_path: Path) -> None:
+    interrupted(pretrain(recipe), 3)
+    moved = recipe.public[0].rename(tmp_path / "moved")
+    saved(recipe.public[0], public_images(39))
+    with pytest.raises(UserError, match=r"with other settings \(public\)"):
+        next(pretrain(recipe))
+    next(pretrain(recipe.model_copy(update={"public": (moved,)})))
+
+
+def test_a_backbone_to_start_from_is_missed_before_stage_1(recipe: BackboneRecipe) -> None:
+    changed = recipe.model_copy(update={"diffusion": diffusion_recipe(start="nowhere")})
+    with pytest.raises(UserError, match="There is no backbone 'nowhere'"):
+        next(pretrain(changed))
+
+
+def test_damaged_settings_of_a_pretraining_are_refused_with_what_to_do(recipe: BackboneRecipe) -> None:
+    interrupted(pretrain(recipe), 3)
+    (recipe.output.with_name("little.work") / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="restore it, or delete"):
+        next(pretrain(recipe))
 
 
 def labelled(directory: Path, images: np.ndarray) -> Path:

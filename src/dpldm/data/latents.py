@@ -21,9 +21,12 @@ from dpldm.data.ingest import ingest
 from dpldm.data.preprocessing import Preprocessing
 from dpldm.data.readers import open_source
 from dpldm.data.source import Source
-from dpldm.models.autoencoder import Autoencoder, Posterior, encode
+from dpldm.models.autoencoder import Autoencoder, Posterior, encode, images_at_once
 from dpldm.models.backbone import read_card
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
+
+PASS = 64
+"""Private images that are encoded together, or fewer if they are large."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def private_encodings(
     source = private_source(data)
     records = ingest(source, preprocessing_of(data), data.labels, images_per_group)
     _log_problems(path.parent / "unreadable.jsonl", records.problems)
-    posterior = encoder(records.pixels)
+    posterior = _in_equal_passes(encoder, records.pixels)
     members = None if images_per_group is None else _members(records.units)
     tokens = None if tokenize is None else tokenize(_captions(data, source))
     usable = torch.from_numpy(~records.null)
@@ -153,6 +156,19 @@ def private_encodings(
     }
     save_checkpoint(path, {"latents": cache}, {"recipe": recipe})
     return latents
+
+
+def _in_equal_passes(encoder: Callable[[NDArray[np.uint8]], Posterior], pixels: NDArray[np.uint8]) -> Posterior:
+    """Posteriors of images (N, S, S, C), encoded so many at a time, the last pass filled up with the first image.
+
+    The size of a pass can change the last bits of what is computed in it. So it must not follow from how many images
+    there are: what an image resembles most, its vote or its part of a class, may turn on these bits.
+    """
+    size, count = min(PASS, images_at_once(pixels.shape[1])), len(pixels)
+    rows = np.arange(-(-count // size) * size)
+    passes = [encoder(pixels[np.where(part < count, part, 0)]) for part in rows.reshape(-1, size)]
+    means, log_variances = ([getattr(each, moment) for each in passes] for moment in ("mean", "log_variance"))
+    return Posterior(torch.cat(means)[:count], torch.cat(log_variances)[:count])
 
 
 def private_source(data: DataConfig) -> Source:

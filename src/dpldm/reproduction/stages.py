@@ -10,8 +10,10 @@ from dpldm.data.presence import check
 from dpldm.data.public.folder import make_from_folder
 from dpldm.data.published import published
 from dpldm.errors import UserError
+from dpldm.models.backbone import read_card
 from dpldm.models.compvis.convert import convert
 from dpldm.reproduction.rows import CHECKPOINTS, PUBLISHED_AS, Row
+from dpldm.train.begun import differing, without_places
 from dpldm.train.memory import peak_so_far
 from dpldm.train.pretrain import PretrainStep, pretrain
 
@@ -77,9 +79,10 @@ def make_backbone(row: Row) -> Iterator[PretrainStep]:
     """Pre-train the row's backbone, or convert its checkpoint, unless that is done. The same call resumes.
 
     Raises:
-        UserError: a public set or the checkpoint cannot be used.
+        UserError: a public set or the checkpoint cannot be used, or the backbone that is there is of another recipe.
     """
     if is_made(row):
+        _require_own(row)
         return
     row.backbone.parent.mkdir(parents=True, exist_ok=True)
     if row.pretraining is not None:
@@ -98,6 +101,22 @@ def make_backbone(row: Row) -> Iterator[PretrainStep]:
 def is_made(row: Row) -> bool:
     """Whether the backbone is there already: bundled, or made by an earlier call."""
     return (row.pretraining is None and row.checkpoint is None) or (row.backbone / "backbone.json").is_file()
+
+
+def _require_own(row: Row) -> None:
+    """Refuse a backbone that the row's recipe, as it is now, did not make; its card tells.
+
+    Raises:
+        UserError: names the settings that are others.
+    """
+    if row.pretraining is None:
+        return
+    made = read_card(str(row.backbone)).get("recipe", {})
+    if others := differing(made, without_places(row.pretraining)):
+        raise UserError(
+            f"The backbone {row.backbone} was made with other settings ({', '.join(others)}) than {row.name} has: move "
+            "it and its .work folder away, or give another --output."
+        )
 
 
 def timings_of(row: Row) -> Path:

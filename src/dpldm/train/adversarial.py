@@ -8,10 +8,8 @@ critic           mean of max(0, 1 - D(x)) and max(0, 1 + D(y)), after the autoen
 
 from collections.abc import Mapping
 from math import inf
-from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from dpldm.models.perceptual import build_perceptual
 from dpldm.recipe import AdversarialRecipe, AutoencoderRecipe
 from dpldm.train.autoencoder import AutoencoderTraining, reconstructed
 from dpldm.train.checkpoint import optimizer_tensors, restore_optimizer
-from dpldm.train.public_training import CPU
 
 BETAS = (0.5, 0.9)
 """Of Adam, for autoencoder and critic."""
@@ -29,7 +26,7 @@ LARGEST_WEIGHT = 1e4
 
 
 class AdversarialTraining(AutoencoderTraining):
-    """Stage 1 over `images`, uint8 (N, S, S, C), by the loss of `settings`.
+    """Stage 1 over `images`, uint8 (N, S, S, C), by the loss of `recipe.adversarial`.
 
     Raises:
         UserError: the perceptual network's weights are not there.
@@ -38,25 +35,22 @@ class AdversarialTraining(AutoencoderTraining):
     decay: ClassVar[str] = "constant"
     largest_gradient: ClassVar[float] = inf
 
-    def __init__(
-        self,
-        recipe: AutoencoderRecipe,
-        settings: AdversarialRecipe,
-        images: np.ndarray,
-        seed: int,
-        checkpoint: Path,
-        *,
-        jittered: bool = True,
-        device: torch.device = CPU,
-    ) -> None:
-        self.settings = settings
+    def build_beside(self) -> None:
+        """The critic and its optimizer; the perceptual network is not trained."""
+        settings = self.settings
         self.perceptual = build_perceptual(settings.perceptual, settings.perceptual_weights)
-        torch.manual_seed(seed)
+        torch.manual_seed(self.seed)
         width, layers = settings.discriminator_width, settings.discriminator_layers
-        self.critic = PatchCritic(images.shape[3], width, layers).to(device)
+        self.critic = PatchCritic(self.images.shape[3], width, layers).to(self.device)
         self.critic_names = [name for name, _ in self.critic.named_parameters()]
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=recipe.learning_rate, betas=BETAS)
-        super().__init__(recipe, images, seed, checkpoint, jittered=jittered, device=device)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=self.recipe.learning_rate, betas=BETAS)
+
+    @property
+    def settings(self) -> AdversarialRecipe:
+        """Of the loss."""
+        if self.recipe.adversarial is None:
+            raise ValueError("The recipe declares the light loss.")
+        return self.recipe.adversarial
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """See `PublicTraining`."""
@@ -129,16 +123,6 @@ def critic_loss(real: Tensor, reconstructed: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + reconstructed).mean())
 
 
-def stage_1(
-    recipe: AutoencoderRecipe,
-    images: np.ndarray,
-    seed: int,
-    checkpoint: Path,
-    *,
-    jittered: bool = True,
-    device: torch.device = CPU,
-) -> AutoencoderTraining:
-    """Stage 1 by the loss that the recipe declares."""
-    if recipe.adversarial is None:
-        return AutoencoderTraining(recipe, images, seed, checkpoint, jittered=jittered, device=device)
-    return AdversarialTraining(recipe, recipe.adversarial, images, seed, checkpoint, jittered=jittered, device=device)
+def stage_1(recipe: AutoencoderRecipe) -> type[AutoencoderTraining]:
+    """Stage 1 by the loss that the recipe declares, to be made like `AutoencoderTraining`."""
+    return AutoencoderTraining if recipe.adversarial is None else AdversarialTraining

@@ -19,7 +19,14 @@ from dpldm.privacy.entropy import Entropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import Places, ask, class_counts, class_sums, spread_sums
-from dpldm.privacy.questions import CandidateScores, ClassMeans, ClassSpreads, PublicClassHistogram, Question
+from dpldm.privacy.questions import (
+    CandidateScores,
+    ClassHistogram,
+    ClassMeans,
+    ClassSpreads,
+    PublicClassHistogram,
+    Question,
+)
 from dpldm.privacy.selection import Plan, trial_of
 from dpldm.run import Run, require_same_backbone
 from dpldm.train.centres import Centres, centres_of
@@ -168,16 +175,18 @@ def _place(run: Run, question: Question, number: int) -> Path:
 def _total(question: Question, latents: PrivateLatents, classes: int, centres: Tensor | None) -> Tensor:
     """The sum that `question` asks for, about noised `centres` (K, parts, d) if it is one about spreads. PRIVATE."""
     places, means = places_of(latents), latents.posterior.mean
-    if isinstance(question, ClassSpreads) and centres is not None:
-        return spread_sums(question, _in_parts(places, latents.parts, classes, centres.shape[1]), means, centres)
-    if isinstance(question, ClassMeans):
-        cells = _in_parts(places, latents.parts, classes, question.parts)
-        return class_sums(question, cells, means, classes * question.parts)
-    if isinstance(question, PublicClassHistogram):
-        publics = None if latents.publics is None else latents.publics - classes
-        cells = _in_parts(places, publics, classes, question.public_classes)
-        return class_counts(cells, classes * question.public_classes)
-    return class_counts(places, classes)
+    match question:
+        case ClassHistogram():
+            return class_counts(places, classes)
+        case PublicClassHistogram(public_classes=public):
+            publics = None if latents.publics is None else latents.publics - classes
+            return class_counts(_in_parts(places, publics, classes, public), classes * public)
+        case ClassMeans(parts=parts):
+            return class_sums(question, _in_parts(places, latents.parts, classes, parts), means, classes * parts)
+        case ClassSpreads() if centres is not None:
+            cells = _in_parts(places, latents.parts, classes, centres.shape[1])
+            return spread_sums(question, cells, means, centres)
+    raise ValueError(f"A run cannot ask the question {question.kind}.")
 
 
 def _in_parts(places: Places, part_of: Tensor | None, classes: int, parts: int) -> Places:

@@ -12,7 +12,6 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 import dpldm
-from dpldm.data.public.collection import PublicSet
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.autoencoder import Autoencoder, Pixels, Posterior
@@ -22,6 +21,7 @@ from dpldm.models.minilm import read_texts, save_told_by_minilm, write_reader
 from dpldm.recipe import BackboneRecipe
 from dpldm.train.adversarial import stage_1
 from dpldm.train.autoencoder import mean_absolute_error
+from dpldm.train.begun import require_as_begun, without_places
 from dpldm.train.diffusion import (
     DiffusionTraining,
     Told,
@@ -32,12 +32,6 @@ from dpldm.train.diffusion import (
 )
 from dpldm.train.public_data import PublicImages, load_public_images
 
-PLACES: Any = {
-    **dict.fromkeys(("public", "output", "device", "autoencoder_of"), True),
-    "autoencoder": {"start": True, "adversarial": {"perceptual_weights"}},
-    "diffusion": {"start"},
-}
-"""Settings that are places of a machine; what a backbone builds on is told by name and sha256."""
 SOME = 16
 """Captions that are named in a card, to draw from."""
 
@@ -58,17 +52,19 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
     Checkpoints live in `<output>.work/`, beside the result.
 
     Raises:
-        UserError: a public set is missing or has another size, or a backbone that the recipe builds on does not fit.
+        UserError: a public set is missing or has another size, a backbone that the recipe builds on does not fit, or
+            the recipe is not the one that an earlier call began with.
     """
     work = recipe.output.with_name(recipe.output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     device = chosen_device(recipe.device)
     public = load_public_images(recipe.public, recipe.image_size, recipe.channels)
     images = public.pixels
+    require_as_begun(recipe, public.sets, work)
 
     autoencoder = ready_autoencoder(recipe, device)
     if autoencoder is None:
-        first = stage_1(
+        first = stage_1(recipe.autoencoder)(
             *(recipe.autoencoder, images, recipe.seed, work / "autoencoder.safetensors"),
             jittered=recipe.jitter,
             device=device,
@@ -85,7 +81,7 @@ def pretrain(recipe: BackboneRecipe) -> Iterator[PretrainStep]:
     for step in second.steps():
         yield PretrainStep("diffusion", step.number, recipe.diffusion.steps, step.loss)
 
-    facts = _provenance(recipe, autoencoder, images, told)
+    facts = _provenance(recipe, autoencoder, public, told)
     _save(recipe, autoencoder.cpu(), second.averaged().cpu(), facts)
 
 
@@ -147,12 +143,12 @@ def _save(recipe: BackboneRecipe, autoencoder: Autoencoder, denoiser: nn.Module,
     Backbone(recipe.name, autoencoder, denoiser, scheduler, facts, index=index).save(recipe.output)
 
 
-def _provenance(recipe: BackboneRecipe, autoencoder: Autoencoder, images: np.ndarray, told: Told) -> dict[str, Any]:
+def _provenance(recipe: BackboneRecipe, autoencoder: Autoencoder, public: PublicImages, told: Told) -> dict[str, Any]:
     builds_on = {recipe.autoencoder_of, recipe.autoencoder.start, recipe.diffusion.start}
-    cards = [read_card(name) for name in sorted(filter(None, builds_on))]
+    cards, images = [read_card(name) for name in sorted(filter(None, builds_on))], public.pixels
     return {
-        "recipe": recipe.model_dump(mode="json", exclude=PLACES),
-        "public_sets": [dict(PublicSet.load(path).provenance) for path in recipe.public],
+        "recipe": without_places(recipe),
+        "public_sets": [dict(provenance) for provenance in public.sets],
         "public_images": len(images),
         "builds_on": {card["name"]: card["sha256"] for card in cards},
         **_about(told),

@@ -1,8 +1,9 @@
 """Batches of public images for stages 1 and 2: seeded, resumable at any step, jittered on the fly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ class PublicImages:
     labels: np.ndarray  # int64 (N,), those of later sets counted on
     classes: int
     names: np.ndarray  # (N,) texts: what they show
+    sets: tuple[Mapping[str, Any], ...]  # provenance of each set
 
 
 def load_public_images(paths: Sequence[Path], image_size: int, channels: int) -> PublicImages:
@@ -30,7 +32,7 @@ def load_public_images(paths: Sequence[Path], image_size: int, channels: int) ->
     """
     from dpldm.data.public.collection import PublicSet
 
-    pixels, labels, names, classes = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), 0
+    pixels, labels, names, sets, classes = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), [], 0
     for path in paths:
         public = PublicSet.load(path)
         if public.images.shape[1:] != (image_size, image_size, channels):
@@ -41,8 +43,10 @@ def load_public_images(paths: Sequence[Path], image_size: int, channels: int) ->
         pixels.append(public.images)
         labels.append(public.labels + classes)
         names.append(public.names)
+        sets.append(public.provenance)
         classes += len(public.label_names)
-    return PublicImages(np.concatenate(pixels), np.concatenate(labels), classes, np.concatenate(names))
+    columns = (np.concatenate(pixels), np.concatenate(labels), classes, np.concatenate(names))
+    return PublicImages(*columns, tuple(sets))
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

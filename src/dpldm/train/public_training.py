@@ -48,6 +48,7 @@ class PublicTraining(ABC):
         self.optimizer = self.build_optimizer()
         self.average = EMAModel(self.parameters, decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
         self.done = 0
+        self.build_beside()
         if checkpoint.exists():
             self._restore()
 
@@ -59,7 +60,10 @@ class PublicTraining(ABC):
         """Of the network's parameters."""
         return torch.optim.AdamW(self.parameters, lr=self._recipe.learning_rate, weight_decay=0.01)
 
-    def after_update(self) -> None:  # noqa: B027 (most stages have nothing)
+    def build_beside(self) -> None:  # noqa: B027 (most stages have nothing)
+        """Make what else is trained."""
+
+    def after_update(self) -> None:  # noqa: B027
         """What else a step trains."""
 
     def beside(self) -> Mapping[str, Mapping[str, Tensor]]:

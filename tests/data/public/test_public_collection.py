@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpldm.data.public import collection
 from dpldm.data.public.collection import PublicSet, contact_sheet
 from dpldm.errors import UserError
 
@@ -38,6 +39,30 @@ def test_what_was_saved_is_loaded(tmp_path: Path, channels: int) -> None:
     assert loaded.provenance["images_per_family"] == {"family 0": 3, "family 1": 2, "family 2": 2}
     assert loaded.provenance["images_per_label"] == {"cup": 4, "shoe": 3}
     assert loaded.provenance["parameters"] == {"seed": 0}
+
+
+def test_a_killed_save_leaves_nothing_in_the_way_and_an_earlier_set_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(images: np.ndarray) -> None:
+        raise KeyboardInterrupt
+
+    def save_and_kill() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(collection, "contact_sheet", killed)
+            with pytest.raises(KeyboardInterrupt):
+                make_set(count=9).save(tmp_path / "set")
+
+    save_and_kill()
+    assert not (tmp_path / "set").exists()
+    make_set().save(tmp_path / "set")
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    save_and_kill()
+    assert len(PublicSet.load(tmp_path / "set")) == 7
+    make_set(count=9).save(tmp_path / "set")
+    assert len(PublicSet.load(tmp_path / "set")) == 9
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
+    assert (tmp_path / "set" / "notes.txt").read_text() == "mine"
 
 
 def test_numpy_alone_reads_the_archive_without_pickle(tmp_path: Path) -> None:

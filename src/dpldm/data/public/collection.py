@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -67,13 +68,17 @@ class PublicSet:
     def save(self, directory: Path) -> Path:
         """Write the four files into `directory` (made if missing, an earlier set replaced) and return it.
 
+        They are written beside it and put there when they are complete, so that a kill leaves nothing in the way.
+
         Raises:
             UserError: see `require_place`.
         """
         directory = Path(directory)
         require_place(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        archive = directory / "images.npz"
+        partial = directory.absolute().with_name(f"{directory.absolute().name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        archive = partial / "images.npz"
         _write_npz(archive, self._arrays())
         record = {
             **self.provenance,
@@ -84,10 +89,16 @@ class PublicSet:
             "sha256": {"images.npz": hashlib.sha256(archive.read_bytes()).hexdigest()},
         }
         text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        (directory / "provenance.json").write_text(text + "\n", encoding="utf-8")
-        contact_sheet(self.images).save(directory / "contact-sheet.png")
+        (partial / "provenance.json").write_text(text + "\n", encoding="utf-8")
+        contact_sheet(self.images).save(partial / "contact-sheet.png")
         if self.dropped is not None and len(self.dropped):
-            contact_sheet(self.dropped).save(directory / "dropped-sheet.png")
+            contact_sheet(self.dropped).save(partial / "dropped-sheet.png")
+        if not directory.exists():
+            partial.rename(directory)
+            return directory
+        for path in sorted(partial.iterdir(), key=lambda path: path.name != "provenance.json"):  # that one marks a set
+            path.replace(directory / path.name)
+        partial.rmdir()
         return directory
 
     @classmethod

@@ -9,7 +9,7 @@ guidance). With a single context token the softmax of cross-attention runs over 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -67,44 +67,27 @@ class ClassToken(Family):
         adapt_to_labels(network, classes, keep_public=keep_public)
 
 
+class Sizes(TypedDict):
+    """What a UNet is made of."""
+
+    widths: tuple[int, ...]  # channels per resolution
+    layers_per_block: int
+    heads: int | tuple[int, ...]  # of attention: the same at all resolutions, or one number for each
+    condition_dim: int  # width of a condition token
+    attention: NotRequired[tuple[bool, ...] | None]  # whether there is any at each resolution; None: at all
+
+
 def build_denoiser(
-    latent_channels: int,
-    latent_size: int,
-    classes: int,
-    *,
-    widths: tuple[int, ...],
-    layers_per_block: int,
-    heads: int | tuple[int, ...],
-    condition_dim: int,
-    attention: tuple[bool, ...] | None = None,
+    latent_channels: int, latent_size: int, classes: int, **sizes: Unpack[Sizes]
 ) -> UNet2DConditionModel:
-    """A UNet that is told one of so many classes, or none (`condition`); its sizes are those of `build_told`."""
-    return build_told(
-        latent_channels,
-        latent_size,
-        classes + 1,
-        widths=widths,
-        layers_per_block=layers_per_block,
-        heads=heads,
-        condition_dim=condition_dim,
-        attention=attention,
-    )
+    """A UNet that is told one of so many classes, or none (`condition`)."""
+    return build_told(latent_channels, latent_size, classes + 1, **sizes)
 
 
-def build_told(
-    latent_channels: int,
-    latent_size: int,
-    told_dim: int,
-    *,
-    widths: tuple[int, ...],
-    layers_per_block: int,
-    heads: int | tuple[int, ...],
-    condition_dim: int,
-    attention: tuple[bool, ...] | None = None,
-) -> UNet2DConditionModel:
-    """A UNet that is told any number of tokens of `told_dim` numbers each, with a transformer block at every
-    resolution, or at those that `attention` says."""
-    attending = attention or (True,) * len(widths)
+def build_told(latent_channels: int, latent_size: int, told_dim: int, **sizes: Unpack[Sizes]) -> UNet2DConditionModel:
+    """A UNet that is told any number of tokens of `told_dim` numbers each, attention where `sizes` says."""
+    widths = sizes["widths"]
+    attending = sizes.get("attention") or (True,) * len(widths)
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
@@ -112,9 +95,9 @@ def build_told(
         down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attending),
         up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attending)),
         block_out_channels=widths,
-        layers_per_block=layers_per_block,
-        attention_head_dim=heads,  # diffusers reads this as the number of heads
-        cross_attention_dim=condition_dim,
+        layers_per_block=sizes["layers_per_block"],
+        attention_head_dim=sizes["heads"],  # diffusers reads this as the number of heads
+        cross_attention_dim=sizes["condition_dim"],
         encoder_hid_dim=told_dim,
         encoder_hid_dim_type="text_proj",
         norm_num_groups=16,
