@@ -1,6 +1,7 @@
 """The internal look at a data set, and the configuration it starts."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dpldm.config import DataConfig, RunConfig
 from dpldm.data.inspect import inspect_source, label_order, render, write_config
 from dpldm.errors import UserError
 from dpldm.loading import load_config
+from dpldm.run import require_portraits
 
 
 @pytest.fixture
@@ -196,6 +198,21 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
     assert load_config(RunConfig, path, [("privacy.records", "1000")]).privacy.unit == "group", (
         "it can be used as it is"
     )
+
+
+def test_the_start_that_a_config_proposes_can_be_used(clinic: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    write_config(inspect_source(clinic), path)
+    words = path.read_text(encoding="utf-8")
+    marked = [line for line in words.splitlines() if re.match(r" *# (class_|optimizer:|warm_)", line)]
+    assert len(marked) == 5, "as many as it says"
+    for line in marked:
+        words = words.replace(line, line.replace("# ", ""))
+    path.write_text(words, encoding="utf-8")
+    config = load_config(RunConfig, path, [("privacy.records", "20000")])
+    assert config.optimizer.warm_start_steps == 1500
+    assert (config.privacy.class_parts, config.privacy.class_spreads_noise) == (16, 15)
+    require_portraits(config)
 
 
 def test_names_of_all_scripts_stay_legible(tmp_path: Path) -> None:
