@@ -292,7 +292,7 @@ _CONFIG = """\
 name: run              # the run's folder. Another name is another run, and paid for again
 data:
   path: {path}
-  image_size: 32       # every image is resized to it: what the backbone grey32 was trained on
+  image_size: 32       # every image is resized to it: what the bundled backbones were trained on
   channels: 1          # 1 grey, 3 colour
   # The class names that were found. They are published with the release, so they must be public knowledge:
   # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
@@ -304,7 +304,7 @@ data:
   window:
   test_path:           # held-out private images in a folder of their own, for internal evaluation only
 
-backbone: grey32
+backbone: grey32       # grey; rgb32 is in colour
 
 privacy:
   # One name per data set, for ever: everything that is spent on these images is added up under it.
