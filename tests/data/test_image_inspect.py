@@ -232,7 +232,7 @@ def test_a_caption_column_takes_the_place_of_classes(clinic: Path, tmp_path: Pat
     text = render(found)
     assert "captions     yes" in text
     assert "a shadow" not in text
-    assert "which grey32 is not: choose one (docs/backbones.md)" in text
+    assert "which grey32 is not: choose one (rgb32-text, or see docs/backbones.md)" in text
     write_config(found, path)
     written = yaml.safe_load(path.read_text())["data"]
     assert (written["caption_column"], written["labels"], written["label_column"]) == ("report", [], None)

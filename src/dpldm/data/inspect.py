@@ -211,7 +211,7 @@ def _warnings(found: Inspection) -> list[str]:
         remedy = "look again with --caption-column" if found.caption_column is None else "choose one"
         warnings.append(
             f"captions are used by a backbone that is told captions only, which grey32 is not: {remedy} "
-            "(docs/backbones.md)."
+            "(rgb32-text, or see docs/backbones.md)."
         )
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
