@@ -70,9 +70,10 @@ def trial_constants(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     return trial
 
 
-def tells_public_classes(plan: Mapping[str, Any]) -> bool:
-    """Whether the network of a plan of either kind (its constants) is told classes of its backbone beside its own."""
-    return any(query["kind"] == "public_class_histogram" for query in trial_constants(plan).get("queries", ()))
+def public_classes_told(plan: Mapping[str, Any]) -> int:
+    """How many classes of its backbone the network of a plan of either kind (its constants) is told beside its own."""
+    queries = trial_constants(plan).get("queries", ())
+    return next((query["public_classes"] for query in queries if query["kind"] == "public_class_histogram"), 0)
 
 
 def unit_in_words(unit: str) -> str:
