@@ -24,7 +24,15 @@ from dpldm.report.curves import (
     epsilon_without_amplification,
     gaussian_mu,
 )
-from dpldm.report.wording import guarantee_sentence, odds_sentence, strength, trial_constants, upper
+from dpldm.report.wording import (
+    chance,
+    guarantee_sentence,
+    odds_sentence,
+    plain_sentence,
+    strength,
+    trial_constants,
+    upper,
+)
 
 MARK = "INTERNAL: do not publish"
 """Heads everything that was measured on private images; `verify` refuses a release that holds it."""
@@ -107,6 +115,8 @@ def _guarantee(statement: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     claim = statement["guarantee"]
     return {
         "sentence": guarantee_sentence(statement),
+        "plain": plain_sentence(claim["epsilon"], claim["delta"], claim["unit"]),
+        "chance": chance(claim["delta"]),
         "epsilon": _up(claim["epsilon"]),
         "epsilon_replace_one": _up(claim["epsilon_replace_one"]),
         "delta": claim["delta"],
@@ -278,6 +288,7 @@ def _internal(recorded: Recorded, plan: Plan) -> dict[str, Any]:
         "evaluation": None if recorded.evaluation is None else dict(recorded.evaluation),
         "memorisation": None if recorded.memorisation is None else dict(recorded.memorisation),
         "durations": [{"stage": stage, "seconds": round(seconds, 1)} for stage, seconds in spent.items()],
+        "peak_bytes": max((line.get("peak_bytes", 0) for line in recorded.durations), default=0),
         "ledger": _ledger(recorded.ledger, plan),
     }
 
