@@ -41,9 +41,13 @@ AUDIT = {
 NEAR = {"share": 0.6125, "ratio": 0.987, "real": 10, "p_value": 0.0004}
 COPIES = {"found": 3, "synthetic": 24, "trained": 40, "threshold": 0.5, "share_at_most": 0.25, "p_value": 0.02}
 KEPT = {"status": "INTERNAL", "alarm": True, "nearness": NEAR, "copies": COPIES, "extractor": "means"}
+SCORE = {"mean": 0.815, "interval": [0.7, 0.9]}
+CLASSIFIER = {"kind": "classifier", "what": "a linear classifier, told so", "scores": {"linear": SCORE}}
+REAL = {"kind": "real", "what": "the bound", "scores": {"cnn": SCORE | {"mean": 0.925}, "mlp": SCORE}}
 RECORDED = Recorded(
     audit=AUDIT,
     evaluation=EVALUATION,
+    baselines=[CLASSIFIER, REAL],
     memorisation=KEPT,
     durations=[{"stage": "finetune", "seconds": 987.6, "peak_bytes": 1_234_000_000}],
 )
@@ -95,6 +99,10 @@ def test_only_the_internal_edition_holds_what_was_measured(
     assert "KID (means) 1.5 0.25" in told
     assert "finetune 16 min" in told
     assert "memory, at most 1.2 GB" in told
+    for name, value in (("DP classifier", "81.5 %"), ("real images cnn", "92.5 %"), ("real images mlp", "81.5 %")):
+        assert f"{name} {value}" in pages[Edition.INTERNAL], "in the chart, for whoever hears it"
+        assert f">{value}<" in pages[Edition.INTERNAL]
+    assert "DP classifier a linear classifier, told so real images cnn the bound" in told
     assert "keep closer to training images than chance explains" in told
     assert re.search(r"nearer to a training image than to a held-out one 61\.\d % of 24 50 % 0\.0004", told)
     assert "3, at most 25 % (95 %)" in told
@@ -104,7 +112,9 @@ def test_only_the_internal_edition_holds_what_was_measured(
     assert page(release, []) == page(json.loads(json.dumps(release)), [])
     assert private_key(release) is None
     for text in (json.dumps(release), words(pages[Edition.RELEASE])):
-        assert not re.search(r"INTERNAL|70\.0 %|0\.65|KID|987\.6|16 min|accuracy|emorisation|0\.987", text)
+        assert not re.search(
+            r"INTERNAL|70\.0 %|0\.65|KID|987\.6|16 min|accuracy|emorisation|0\.987|81\.5 %|told so", text
+        )
 
 
 def test_what_is_not_there_is_left_out(statement: dict[str, Any]) -> None:
@@ -114,6 +124,8 @@ def test_what_is_not_there_is_left_out(statement: dict[str, Any]) -> None:
     assert "No evaluation was recorded" in text
     assert "<h3>Cost</h3>" not in text
     assert "dpldm memorisation RUN" in text
+    text = page(report_of(statement, Edition.INTERNAL, Recorded(evaluation=EVALUATION)), [])
+    assert "Nothing stands beside it yet" in text
     calm = RECORDED.memorisation | {"alarm": False}  # type: ignore[operator]
     text = page(report_of(statement, Edition.INTERNAL, Recorded(memorisation=calm)), [])
     assert "No more was found than chance explains. That proves nothing" in text

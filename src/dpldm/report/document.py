@@ -44,6 +44,15 @@ BELIEFS = (0.01, 0.1, 0.5)
 """How likely somebody may hold it beforehand that a particular unit was used."""
 
 
+BASELINES = {
+    "classifier": "DP classifier",
+    "pe": "Private Evolution",
+    "noiseless": "no noise",
+    "real": "real images",
+}
+"""Kinds of `dpldm baseline`, in the order in which a reader compares, by what a chart calls them."""
+
+
 class Edition(StrEnum):
     """Who may read a report."""
 
@@ -57,6 +66,7 @@ class Recorded:
 
     audit: Mapping[str, Any] | None = None  # what `dpldm audit --json` wrote, of this very plan or of its trials'
     evaluation: Mapping[str, Any] | None = None  # private/evaluation.json
+    baselines: Sequence[Mapping[str, Any]] = ()  # what `dpldm baseline` wrote, in the order of `BASELINES`
     memorisation: Mapping[str, Any] | None = None  # private/memorisation.json
     backbone: Mapping[str, Any] | None = None  # its card; public
     durations: Sequence[Mapping[str, Any]] = ()  # lines of private/timings.jsonl
@@ -286,11 +296,22 @@ def _internal(recorded: Recorded, plan: Plan) -> dict[str, Any]:
     return {
         "mark": MARK,
         "evaluation": None if recorded.evaluation is None else dict(recorded.evaluation),
+        "baselines": _baselines(recorded.baselines),
         "memorisation": None if recorded.memorisation is None else dict(recorded.memorisation),
         "durations": [{"stage": stage, "seconds": round(seconds, 1)} for stage, seconds in spent.items()],
         "peak_bytes": max((line.get("peak_bytes", 0) for line in recorded.durations), default=0),
         "ledger": _ledger(recorded.ledger, plan),
     }
+
+
+def _baselines(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What would do instead, or without privacy: a row for each classifier of each baseline that was run."""
+    return [
+        {"name": f"{BASELINES[each['kind']]}{f' {name}' if len(each['scores']) > 1 else ''}", "what": each["what"]}
+        | {"score": score}
+        for each in found
+        for name, score in each["scores"].items()
+    ]
 
 
 def _ledger(lines: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any] | None:
