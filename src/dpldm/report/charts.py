@@ -191,7 +191,7 @@ def guesses_chart(right: int) -> str:
 
 
 def accuracy_chart(scores: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, Any]]) -> str:
-    """Accuracy on real images, with intervals: classifiers that learned from synthetic ones, and what is beside them."""
+    """Accuracy on real images, with intervals: classifiers that learned from synthetic ones, and what else."""
     bars = [(name, score, FIRST) for name, score in scores.items()]
     bars += [(name, score, SECOND) for name, score in beside.items()]
 
