@@ -48,7 +48,7 @@ def contact_sheet(
     rows = (
         [np.flatnonzero(labels == k)[:columns] for k in classes] if classes != [-1] else _in_order(len(images), columns)
     )
-    gap = 1
+    gap, columns = 1, max(map(len, rows))
     sheet = np.full((len(rows) * (size + gap) - gap, columns * (size + gap) - gap, channels), 96, dtype=np.uint8)
     for i, row in enumerate(rows):
         for j, index in enumerate(row):
