@@ -7,6 +7,7 @@ pipeline (docs/backbones.md says how each is loaded).
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -24,6 +25,11 @@ def draw(model: Path, label: int, count: int, steps: int, seed: int) -> torch.Te
 
     # The network is told a class as one row of ones and zeros; the last place means "no class".
     told = F.one_hot(torch.full((count, 1), label), unet.config.encoder_hid_dim).float()
+    if (model / "public_classes.json").is_file():  # and one of the backbone's own, which such a class often resembles
+        shares = torch.tensor(json.loads((model / "public_classes.json").read_text())["shares"], dtype=torch.float64)
+        chance = shares[label].expand(count, -1)
+        resembled = torch.multinomial(chance, 1, generator=torch.Generator().manual_seed(seed))
+        told += F.one_hot(len(shares) + resembled, unet.config.encoder_hid_dim)
     side = unet.config.sample_size
     latents = torch.randn((count, unet.config.in_channels, side, side), generator=torch.Generator().manual_seed(seed))
     solver.set_timesteps(steps)

@@ -37,3 +37,9 @@ def test_the_citation_is_of_this_version() -> None:
     assert {"message", "title", "authors"} <= cited.keys(), "what the format requires"
     assert (cited["version"], cited["license"]) == (dpldm.__version__, "Apache-2.0")
     assert "2305.15759" in cited["references"][0]["url"]
+
+
+def test_every_page_is_reached_from_the_front_page() -> None:
+    """The slow test_site.py builds the site, which fails on a page that is not."""
+    listed = re.findall(r"^([a-z-]+)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "index")

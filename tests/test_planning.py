@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -20,6 +22,7 @@ from dpldm.planning import Forecast, choices, plan
 from dpldm.privacy.accounting import Adjacency
 from dpldm.report.forecast import forecast_table
 from dpldm.report.wording import upper
+from dpldm.sampling import Sampler
 from tiny_runs import ASKED
 
 
@@ -118,11 +121,38 @@ def test_time_and_memory_are_measured_on_demand(raw: dict[str, Any]) -> None:
     assert untimed.seconds is None
     assert timed.seconds is not None
     assert 0 < timed.seconds < 60
+    assert untimed.seconds_of_drawing is None
+    assert timed.seconds_of_drawing is not None
+    assert 0 < timed.seconds_of_drawing < 60
     assert untimed.memory_bytes is None
     assert timed.memory_bytes is not None
     assert timed.memory_bytes > 4 * (timed.total_parameters + 6 * timed.trainable_parameters)
     unconditional = raw["data"] | {"labels": []}
     assert forecast(raw, timed=True, data=unconditional).seconds is not None
+
+
+def test_drawing_is_timed_by_all_steps_of_all_images(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock by which a network's pass takes a second, and decoding a batch ten."""
+    now = 0.0
+
+    class Slow(Sampler):
+        def __call__(self, labels: torch.Tensor, generator: torch.Generator) -> np.ndarray:
+            nonlocal now
+            now += 10.0 + self.settings.steps * (1.0 if self.settings.guidance == 1.0 else 2.0)
+            return super().__call__(labels, generator)
+
+    monkeypatch.setattr("dpldm.planning.Sampler", Slow)
+    monkeypatch.setattr("dpldm.planning.time.perf_counter", lambda: now)
+    sampling = {"steps": 7, "batch_size": 4}
+    for more, images, passes in (
+        ({"count": 24}, 24, 7),
+        ({"count": 24, "guidance": 2.0}, 24, 14),
+        ({"count": 24, "keep": 0.5}, 48, 7),
+        ({"label_counts": [3, 9]}, 12, 7),
+    ):
+        made = forecast(raw, timed=True, sampling=sampling | more)
+        assert made.images_to_draw == images
+        assert made.seconds_of_drawing == pytest.approx(images / 4 * (10 + passes))
 
 
 def test_warnings_are_given_where_due(raw: dict[str, Any]) -> None:
@@ -166,6 +196,7 @@ def test_the_table_shows_every_number(raw: dict[str, Any]) -> None:
         f"{made.trainable_parameters:,} of {made.total_parameters:,}",
         f"{made.noise_to_signal:.2f} = sigma sqrt(P) / L",
         "fine-tuning here",
+        "for 24 images",
         "GB at most, with 128 examples in a pass",
         "Do not expect this to learn: noise-to-signal",
     ):

@@ -58,7 +58,9 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 
 
 def test_a_link_that_leads_nowhere_fails(tmp_path: Path) -> None:
-    (tmp_path / "conf.py").write_text('extensions = ["myst_parser"]\n')
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "conf.py").write_text('extensions = ["myst_parser"]\n')
     for link, code in (("index.md", 0), ("nowhere.md", 1)):
-        (tmp_path / "index.md").write_text(f"# A page\n\n[there]({link})\n")
-        assert build(tmp_path, tmp_path / link).returncode == code
+        (source / "index.md").write_text(f"# A page\n\n[there]({link})\n")
+        assert build(source, tmp_path / link).returncode == code

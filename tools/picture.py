@@ -32,10 +32,10 @@ def main() -> None:
         raise SystemExit("Only images of a public benchmark may be shown.")
     data = configs[0].data
     real = ingest(open_source(data.path), preprocessing_of(data), data.labels)
-    sheets = [contact_sheet(real.pixels, real.labels, COLUMNS)]
+    sheets = [contact_sheet(real.pixels, real.labels, columns=COLUMNS)]
     for config in configs:
         synthetic = load_synthetic(config)
-        sheets.append(contact_sheet(synthetic.images, synthetic.labels, COLUMNS))
+        sheets.append(contact_sheet(synthetic.images, synthetic.labels, columns=COLUMNS))
     columns = [np.asarray(sheet) for sheet in sheets]
     gap = np.full((len(columns[0]), GAP, *columns[0].shape[2:]), 255, dtype=np.uint8)
     joined = [part for column in columns for part in (gap, column)][1:]

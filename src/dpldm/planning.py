@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from dpldm.config import RunConfig
 from dpldm.device import chosen_device
@@ -23,6 +25,7 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import CERTAIN
 from dpldm.privacy.selection import SelectionPlan, trial_of
 from dpldm.run import bytes_of_latents, latent_entries, paid_plan, plan_of
+from dpldm.sampling import Sampler
 from dpldm.train.checks import check_fit
 from dpldm.train.made_up import made_up_losses
 from dpldm.train.memory import (
@@ -46,6 +49,9 @@ FILLED_CELLS = 20
 """Public classes that hold most of a class, a guess. With 6,000 images a class and noise 10, each of ten letters or
 animals is surely found in 40 to 50 of grey32's 256."""
 
+ROWS_TO_TIME = 16
+"""Images that are drawn to see how long it takes."""
+
 MEANS_TOO_FAR_OFF = 0.25
 """Error of a class's mean latent, in units of its clip norm, above which `plan` warns. For scale: the first ten classes
 of the bundled letters, encoded by grey32, have means 0.29 root d apart on average."""
@@ -68,6 +74,8 @@ class Forecast:
     noise_to_signal: float
     """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have."""
     seconds: float | None  # fine-tuning, on this machine, on average over the number of trials; None if not timed
+    images_to_draw: int
+    seconds_of_drawing: float | None  # all of them, on this machine; None if not timed
     rows_at_once: int  # examples in a pass
     memory: Memory | None  # of fine-tuning; None if not measured
     outlook: Outlook  # whether plans like it learnt
@@ -124,7 +132,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
 
     Args:
         timed: run passes on random latents: of one and of two examples for the memory, of a whole physical batch, or
-            as much of it as fits, for the duration.
+            as much of it as fits, for the duration; and draw some images by a few steps.
 
     Raises:
         UserError: a constant is missing or out of range, or the backbone does not fit.
@@ -137,8 +145,10 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio, warnings = _noise_to_signal(constants, tuned), _warnings(config, constants)
-    per_example, memory = None, None
+    per_example, per_drawn, memory = None, None, None
+    to_draw = math.ceil(sum(config.sampling.label_counts or (config.sampling.count,)) / config.sampling.keep)
     if timed:
+        per_drawn = _seconds_of_an_image(config, backbone, tuner.network)  # in float32, as it will be
         tuner.settle(backbone, config, constants)
         memory = predicted_memory(config, constants, backbone, tuner, before)
         peak, free = memory.peak(tuner.rows_at_once), free_memory(next(tuner.network.parameters()).device)
@@ -162,6 +172,8 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         total_parameters=total,
         noise_to_signal=ratio,
         seconds=None if per_example is None else per_example * examples,
+        images_to_draw=to_draw,
+        seconds_of_drawing=None if per_drawn is None else per_drawn * to_draw,
         rows_at_once=tuner.rows_at_once,
         memory=memory,
         outlook=_outlook(config, constants, ratio),
@@ -225,6 +237,21 @@ def _seconds_of_an_example(
             clipped.take()  # waits for the device
             seconds = time.perf_counter() - start
     return seconds / rows
+
+
+def _seconds_of_an_image(config: RunConfig, backbone: Backbone, network: nn.Module) -> float:
+    """Drawn from pure noise in a small batch. One solver step and three tell what a step takes and what the decoder
+    does; whatever the network is told, and however it was tuned, it takes as long."""
+    settings, images = config.sampling, min(config.sampling.batch_size, ROWS_TO_TIME)
+    nothing, seconds = torch.full((images,), -1), dict[int, float]()
+    for steps in (1, 1, 3):  # the first warms up and does not count
+        few = settings.model_copy(update={"steps": steps})
+        draw = Sampler(backbone, network, few, config.data.image_size)
+        start = time.perf_counter()
+        draw(nothing, torch.Generator())  # comes back from the device
+        seconds[steps] = time.perf_counter() - start
+    per_step = max(0.0, seconds[3] - seconds[1]) / 2
+    return (seconds[1] + (settings.steps - 1) * per_step) / images
 
 
 def _outlook(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) -> Outlook:

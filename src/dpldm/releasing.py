@@ -2,9 +2,9 @@
 
     release/  README.md  privacy.json  [synthetic/]  [model/]  [report.html  report.json]
 
-Allowed are synthetic images and their labels, averaged tuned weights inside the public backbone, the plan, and the
-ledger's head. Everything else of a run (latents, optimizer state, metrics on private images, file names, counts,
-paths) is not read here.
+Allowed are synthetic images and their labels, averaged tuned weights inside the public backbone, noised shares of the
+public classes that they are told beside their own, the plan, and the ledger's head. Everything else of a run (latents,
+optimizer state, metrics on private images, file names, counts, paths) is not read here.
 """
 
 import json
@@ -30,7 +30,8 @@ from dpldm.report.hub import model_card, synthetic_card
 from dpldm.report.wording import covers, mechanism
 from dpldm.run import Run
 from dpldm.sampling import SyntheticSet, load_synthetic
-from dpldm.tuned import Finished, finished, ledger_entries, tuned_network, tuned_weights
+from dpldm.scanning.kinds import SHARES
+from dpldm.tuned import Finished, finished, ledger_entries, public_class_shares, tuned_network, tuned_weights
 
 What = Literal["data", "model", "both"]
 
@@ -121,6 +122,8 @@ def _save_model(config: RunConfig, statement: Mapping[str, Any], directory: Path
     else:
         tuned = replace(tuned, denoiser=tuned_network(config, backbone))
         tuned.save(directory, debt, config.data.labels)
+    if (shares := public_class_shares(config)) is not None:  # without them nobody draws as the run did
+        (directory / SHARES).write_text(json.dumps({"shares": shares.tolist()}) + "\n", encoding="utf-8")
     pipeline, told = backbone.index["_class_name"], backbone.family.told
     card = model_card(config, statement, pipeline, told, adapters=adapters)
     (directory / "README.md").write_text(card, encoding="utf-8")

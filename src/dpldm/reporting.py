@@ -21,7 +21,7 @@ from dpldm.models.backbone import read_card, sha256_of
 from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.report.charts import require_matplotlib
-from dpldm.report.document import Edition, Recorded, report_of
+from dpldm.report.document import BASELINES, Edition, Recorded, report_of
 from dpldm.report.page import page
 from dpldm.report.registry import registry_draft
 from dpldm.report.samples import load_samples
@@ -165,6 +165,7 @@ def _recorded(run: Run, statement: Mapping[str, Any]) -> Recorded:
         audit=audit if of_this_plan else None,
         backbone=_backbone(run),
         evaluation=_json(run.private / "evaluation.json"),
+        baselines=[found for kind in BASELINES if (found := _json(run.private / "baselines" / f"{kind}.json"))],
         memorisation=_json(run.private / "memorisation.json"),
         durations=[json.loads(line) for line in lines],
         ledger=ledger,

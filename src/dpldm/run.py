@@ -316,8 +316,9 @@ def declared_constants(config: RunConfig) -> PrivacyPlan:
     """
     privacy: PrivacyConfig = config.privacy
     if privacy.records is None:
+        units = "images" if privacy.unit == "image" else "persons (groups), not of their images"
         raise UserError(
-            "privacy.records is blank: declare the number of images, rounded DOWN to a figure that may be public "
+            f"privacy.records is blank: declare the number of {units}, rounded DOWN to a figure that may be public "
             "(the exact count is private)."
         )
     batch, reserve = privacy.expected_batch_size, privacy.reserve_steps

@@ -6,6 +6,7 @@ The network that is sampled is exactly the one that was trained: the averaged we
 
 import hashlib
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dpldm.models.families import family_of
 from dpldm.privacy.durable import replace_file
 from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
+from dpldm.scanning.kinds import SHARES
 from dpldm.train.public_data import step_generator
 from dpldm.tuned import finished, noised_histogram, public_class_shares, tuned_network
 
@@ -186,6 +188,18 @@ def with_public_classes(labels: Tensor, shares: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(shares[labels], 1, generator=generator)[:, 0]
     return torch.stack([labels, len(shares) + drawn], 1)
+
+
+def released_shares(model: str | Path) -> Tensor | None:
+    """Shares (K, C) of the public classes that a released model is told beside its own; None if it is told none.
+
+    Args:
+        model: the folder `model` of a release that `verify` accepts.
+    """
+    path = Path(model) / SHARES
+    if not path.is_file():
+        return None
+    return torch.tensor(json.loads(path.read_text(encoding="utf-8"))["shares"], dtype=torch.float64)
 
 
 def texts_of(config: RunConfig) -> list[str]:

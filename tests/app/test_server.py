@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dpldm.app.gallery import Released
-from dpldm.app.server import HEADERS, Pages, application, is_open, shelves_of
+from dpldm.app.server import HEADERS, Pages, application, is_open
 from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
@@ -137,14 +137,6 @@ def test_only_what_the_release_holds_is_offered(finished_copy: RunConfig) -> Non
     assert offered.get("/images").status_code == 404
     assert offered.get("/report").status_code == 404
     assert "Full report" not in offered.get("/draw").text
-
-
-def test_a_model_that_needs_what_the_release_has_not_is_not_drawn_from(both: Path, finished_copy: RunConfig) -> None:
-    statement = privacy_statement(finished_copy)
-    statement["plan"] = statement["plan"] | {"queries": [{"kind": "public_class_histogram"}]}
-    assert [shelf.path for shelf in shelves_of(both, statement)] == ["/images"]
-    with pytest.raises(UserError, match="is told public classes beside its own"):
-        shelves_of(release(finished_copy, "model"), statement)
 
 
 def test_a_release_that_was_changed_is_not_shown(finished_copy: RunConfig) -> None:

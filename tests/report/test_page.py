@@ -1,6 +1,7 @@
 """A page says what the numbers say, needs nothing from elsewhere, and gives a browser nothing to complain of."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from dpldm.report.document import MARK, Edition, Recorded, report_of
 from dpldm.report.head import head, is_sealed_page
 from dpldm.report.page import page
 from dpldm.report.samples import MOST_CLASSES, PIXELS, load_samples, samples
-from dpldm.report.wording import guarantee_sentence, percent, strength, upper
+from dpldm.report.wording import chance, factor, guarantee_sentence, percent, plain_sentence, strength, upper
 from dpldm.scanning.texts import private_key
 from hostile import hostile_texts
 
@@ -40,11 +41,15 @@ AUDIT = {
 NEAR = {"share": 0.6125, "ratio": 0.987, "real": 10, "p_value": 0.0004}
 COPIES = {"found": 3, "synthetic": 24, "trained": 40, "threshold": 0.5, "share_at_most": 0.25, "p_value": 0.02}
 KEPT = {"status": "INTERNAL", "alarm": True, "nearness": NEAR, "copies": COPIES, "extractor": "means"}
+SCORE = {"mean": 0.815, "interval": [0.7, 0.9]}
+CLASSIFIER = {"kind": "classifier", "what": "a linear classifier, told so", "scores": {"linear": SCORE}}
+REAL = {"kind": "real", "what": "the bound", "scores": {"cnn": SCORE | {"mean": 0.925}, "mlp": SCORE}}
 RECORDED = Recorded(
     audit=AUDIT,
     evaluation=EVALUATION,
+    baselines=[CLASSIFIER, REAL],
     memorisation=KEPT,
-    durations=[{"stage": "finetune", "seconds": 987.6}],
+    durations=[{"stage": "finetune", "seconds": 987.6, "peak_bytes": 1_234_000_000}],
 )
 
 
@@ -75,6 +80,7 @@ def test_it_states_the_guarantee_both_adjacencies_and_the_odds(
     for text in pages.values():
         seen = words(text)
         assert guarantee_sentence(statement) in text
+        assert plain_sentence(claim["epsilon"], claim["delta"], claim["unit"]) in seen
         assert upper(claim["epsilon_replace_one"]) in seen
         assert f"attack advantage {percent(curve.advantage)}" in seen
         right = int(re.search(r"best possible attack on this release (\d+) times", seen)[1])  # type: ignore[index]
@@ -92,6 +98,11 @@ def test_only_the_internal_edition_holds_what_was_measured(
     assert "70.0 %" in told
     assert "KID (means) 1.5 0.25" in told
     assert "finetune 16 min" in told
+    assert "memory, at most 1.2 GB" in told
+    for name, value in (("DP classifier", "81.5 %"), ("real images cnn", "92.5 %"), ("real images mlp", "81.5 %")):
+        assert f"{name} {value}" in pages[Edition.INTERNAL], "in the chart, for whoever hears it"
+        assert f">{value}<" in pages[Edition.INTERNAL]
+    assert "DP classifier a linear classifier, told so real images cnn the bound" in told
     assert "keep closer to training images than chance explains" in told
     assert re.search(r"nearer to a training image than to a held-out one 61\.\d % of 24 50 % 0\.0004", told)
     assert "3, at most 25 % (95 %)" in told
@@ -101,7 +112,9 @@ def test_only_the_internal_edition_holds_what_was_measured(
     assert page(release, []) == page(json.loads(json.dumps(release)), [])
     assert private_key(release) is None
     for text in (json.dumps(release), words(pages[Edition.RELEASE])):
-        assert not re.search(r"INTERNAL|70\.0 %|0\.65|KID|987\.6|16 min|accuracy|emorisation|0\.987", text)
+        assert not re.search(
+            r"INTERNAL|70\.0 %|0\.65|KID|987\.6|16 min|accuracy|emorisation|0\.987|81\.5 %|told so", text
+        )
 
 
 def test_what_is_not_there_is_left_out(statement: dict[str, Any]) -> None:
@@ -111,6 +124,8 @@ def test_what_is_not_there_is_left_out(statement: dict[str, Any]) -> None:
     assert "No evaluation was recorded" in text
     assert "<h3>Cost</h3>" not in text
     assert "dpldm memorisation RUN" in text
+    text = page(report_of(statement, Edition.INTERNAL, Recorded(evaluation=EVALUATION)), [])
+    assert "Nothing stands beside it yet" in text
     calm = RECORDED.memorisation | {"alarm": False}  # type: ignore[operator]
     text = page(report_of(statement, Edition.INTERNAL, Recorded(memorisation=calm)), [])
     assert "No more was found than chance explains. That proves nothing" in text
@@ -140,6 +155,26 @@ def test_points_of_curves_are_rounded_up(statement: dict[str, Any]) -> None:
         assert (epsilons >= curve.epsilons[::5]).all()
         assert (deltas >= curve.deltas[::5]).all()
         assert (deltas <= curve.deltas[::5] * 1.0011).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.5, 1.0, 2.0, 2.302585, 2.31, 5.0, 9.99, 19.9])
+def test_a_factor_is_rounded_up_and_hardly(epsilon: float) -> None:
+    shown = float(factor(epsilon).replace(",", ""))
+    assert math.exp(epsilon) * (1 - 1e-9) <= shown <= math.exp(epsilon) * 1.1
+
+
+def test_odds_and_chances_are_told_without_jargon() -> None:
+    assert factor(30.001) == "e^30.01"
+    assert [chance(delta) for delta in (1e-5, 1 / 60_000, 3e-7, 0.1)] == [
+        "1 in 100,000",
+        "1 in 60,000",
+        "1 in 3,300,000",
+        "1 in 10",
+    ]
+    assert plain_sentence(1.0, 1e-5, "group") == (
+        "In plain words: using the images of one particular person shifts the odds of anything that anybody may "
+        "conclude from this release by at most a factor of 2.8, but for a chance of about 1 in 100,000."
+    )
 
 
 def test_bounds_are_rounded_up() -> None:

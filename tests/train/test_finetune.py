@@ -5,6 +5,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,10 @@ def test_every_update_is_one_attempt_and_one_ledger_line(config: RunConfig) -> N
     assert [entry["number"] for entry in attempts] == [1, 2, 3, 4]
     assert {entry["plan"] for entry in attempts} == {plan.digest()}
     spent = [step.epsilon_spent for step in steps]
-    assert spent == sorted(spent)
-    assert plan.epsilon_after(2) <= spent[1] < spent[3] < plan.epsilon_after(6) <= 1.0
+    assert all(one < other for one, other in pairwise(spent)), "every update is seen to cost something"
+    for number, value in enumerate(spent, 1):
+        assert plan.epsilon_after(number) <= value <= plan.epsilon_after(number) + 0.02
+    assert spent[3] < plan.epsilon_after(6) <= 1.0
     assert list(finetune(config)) == [], "a finished run draws nothing more"
     assert len(read_ledger(Run(config).ledger)) == 6
 

@@ -134,7 +134,8 @@ def killed_lives(config: RunConfig) -> Iterator[Life]:
 def test_runs_killed_at_random_are_charged_and_come_to_an_end(config_of: ConfigMaker) -> None:
     config = config_of(steps=80, reserve=30)
     run, plan = Run(config), plan_of(config)
-    plan.epsilon_curve()  # accounted once here, inherited by every child
+    for attempts in range(1, plan.attempts + 1):
+        plan.epsilon_spent(attempts)  # accounted once here, inherited by every child
     noises: Counter[bytes] = Counter()
     surplus = progress = 0
     for life in killed_lives(config):

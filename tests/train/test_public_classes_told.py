@@ -1,11 +1,17 @@
 """A run that tells its network public classes too: what is counted, told, drawn and released."""
 
+import json
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from documents import ROOT
+from dpldm.app.gallery import Painter
 from dpldm.config import RunConfig
 from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
@@ -15,11 +21,13 @@ from dpldm.models.public_classes import adapt
 from dpldm.privacy.questions import ClassHistogram, PublicClassHistogram
 from dpldm.releasing import release
 from dpldm.run import Run, plan_of
-from dpldm.sampling import load_synthetic, sample, with_public_classes
+from dpldm.sampling import Sampler, load_synthetic, released_shares, sample, with_public_classes
+from dpldm.scanning.kinds import SHARES
 from dpldm.train.asking import _total
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.example_losses import told
 from dpldm.train.finetune import finetune, prepared
+from dpldm.train.public_data import step_generator
 from dpldm.tuned import public_class_shares
 from dpldm.verifying import verify
 
@@ -51,8 +59,45 @@ def test_a_run_asks_once_tells_pairs_and_its_release_verifies(config: RunConfig)
     assert weights["average"]["encoder_hid_proj.weight"].shape[1] == 2 + 5 + 1
     assert list(sample(config))[-1].done == 24
     assert load_synthetic(config).labels.tolist() == [0, 1] * 12
-    checks = verify(release(config, "both"))
+    target = release(config, "both")
+    checks = verify(target, Path(config.backbone))
     assert [check.name for check in checks if not check.passed] == []
+    assert ("frozen weights", True) in [(check.name, check.done) for check in checks]
+    stored = released_shares(target / "model")
+    assert stored is not None
+    assert torch.equal(stored, shares), "whoever has the release draws for the same pairs"
+    draws_as_the_run_did(target / "model", config)
+    change_the_shares(target)
+    failed = {check.name for check in verify(target, Path(config.backbone)) if not check.passed}
+    assert failed == {"files unchanged", "public classes"}
+
+
+def change_the_shares(release_directory: Path) -> None:
+    path = release_directory / "model" / SHARES
+    content = json.loads(path.read_text())
+    content["shares"][0][0] += 1.0
+    path.write_text(json.dumps(content))
+
+
+def draws_as_the_run_did(model: Path, config: RunConfig) -> None:
+    """The card's code, the page of `dpldm app`, and the script that needs no dpldm."""
+    made: dict[str, Any] = {}
+    code = (model / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("DIRECTORY", str(model)), made)
+    assert made["labels"].shape == (16, 2)
+    declared = json.loads((model.parent / "privacy.json").read_text())["declared_constants"]
+    shelf = Painter(model, declared)
+    asked = shelf.asked(kind=1, number=6, seed=3)
+    pairs = with_public_classes(torch.ones(6, dtype=torch.int64), released_shares(model), seed=3)
+    assert np.array_equal(shelf.row(1, asked).images, made_with(shelf, pairs, step_generator(3, 2)))
+    script = runpy.run_path(str(ROOT / "examples" / "draw.py"))
+    drawn = script["draw"](model, label=1, count=6, steps=config.sampling.steps, seed=3)[:, 0]
+    expected = made_with(shelf, pairs, torch.Generator().manual_seed(3))[..., 0]
+    assert np.abs(255 * drawn.numpy() - expected).max() < 1.01
+
+
+def made_with(shelf: Painter, pairs: torch.Tensor, generator: torch.Generator) -> np.ndarray:
+    return Sampler(shelf.backbone, shelf.backbone.denoiser, shelf.settings, shelf.size)(pairs, generator)
 
 
 def test_a_light_network_is_told_the_same_public_classes(config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field
 from dpldm.config import SamplingConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import load_backbone
-from dpldm.sampling import Sampler
+from dpldm.sampling import Sampler, released_shares, with_public_classes
 from dpldm.section import Section
 from dpldm.train.public_data import step_generator
 
@@ -160,6 +160,7 @@ class Painter(Shelf):
         told = self.backbone.family.told
         self.names = declared["labels"] if told == "classes" else []
         self.prompts = _prompts(declared) if told == "captions" else None
+        self.shares = released_shares(model)
         self.drawn = lru_cache(maxsize=2 * MOST_ROWS)(self._drawn)  # a page, and the archive of the same images
         self.one_at_a_time = threading.Lock()
 
@@ -177,9 +178,10 @@ class Painter(Shelf):
         settings = self.settings.model_copy(update={"guidance": asked.guidance})
         texts = [] if self.prompts is None else [asked.prompt]
         labels = torch.full((asked.number,), 0 if texts else asked.kind)
+        told = labels if self.shares is None else with_public_classes(labels, self.shares, asked.seed)
         with self.one_at_a_time:
             draw = Sampler(self.backbone, self.backbone.denoiser, settings, self.size, texts)
-            return draw(labels, step_generator(asked.seed, asked.kind + 1))
+            return draw(told, step_generator(asked.seed, asked.kind + 1))
 
 
 def _prompts(declared: Mapping[str, Any]) -> list[str]:

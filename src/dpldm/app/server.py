@@ -25,7 +25,6 @@ from dpldm.report.document import Edition, Recorded, report_of
 from dpldm.report.filling import environment, template_text
 from dpldm.report.head import head, policy
 from dpldm.report.samples import picture
-from dpldm.report.wording import tells_public_classes
 from dpldm.reporting import require_intact
 from dpldm.verifying import read_statement
 
@@ -116,19 +115,14 @@ def shelves_of(release: Path, statement: Mapping[str, Any]) -> list[Shelf]:
     """What a release has to show: images, a model, or both.
 
     Raises:
-        UserError: its model cannot be loaded, or is all that there is and cannot be drawn from.
+        UserError: its model cannot be loaded.
     """
     found: list[Shelf] = []
-    declared, drawable = statement["declared_constants"], not tells_public_classes(statement["plan"])
+    declared = statement["declared_constants"]
     if (release / "synthetic.npz").is_file():
         found.append(Released(release / "synthetic.npz", declared["labels"] or declared.get("prompts", [])))
-    if (release / "model").is_dir() and drawable:
+    if (release / "model").is_dir():
         found.append(Painter(release / "model", declared))
-    if not found:
-        raise UserError(
-            f"The model of {release} is told public classes beside its own, in shares that no release holds: look at a "
-            "release of its images (`dpldm release --what data`)."
-        )
     return found
 
 

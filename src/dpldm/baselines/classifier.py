@@ -179,7 +179,6 @@ def updates(
     head: Head, features: PrivateLatents, plan: PrivacyPlan, ledger: Ledger, run: Run, entropy: Entropy
 ) -> Iterator[FinetuneStep]:
     """T times draw, clip, sum, noise, divide, update: Algorithm 1 with another loss."""
-    curve = plan.epsilon_curve()
     rows, constants = features.posterior.mean, (plan.max_grad_norm, plan.draws_per_example, plan.clipping)
     with ClippedSum(head.network, head.trainable, *constants) as clipped:
         mechanism = PrivateGradient(plan, ledger, clipped, features.units, entropy)
@@ -187,7 +186,7 @@ def updates(
             try:
                 batch = mechanism.draw()
             except BudgetExhausted:
-                yield shown(head, plan, ledger, curve, ended_early=True)
+                yield shown(head, plan, ledger, ended_early=True)
                 return
             for records, weights in features.passes(batch, ROWS):
                 losses = head.losses(rows[records.flatten()], features.labels[records.flatten()])
@@ -195,7 +194,7 @@ def updates(
                 mechanism.accumulate(of_units, weights.any(1), records.shape[1])
             head.update(mechanism.release())
             head.save(run, plan, ledger.head)
-            yield shown(head, plan, ledger, curve)
+            yield shown(head, plan, ledger)
 
 
 def _require_same_features(head: Head, run: Run, extractor: FeatureExtractor) -> None:

@@ -47,7 +47,7 @@ def noiseless(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
     tuner, settings, shares = _tuned(run, plan, on_progress)
     _draw(run, tuner, settings, shares, on_progress)
     drawn = all_drawn(run.config, settings)
-    save_contact_sheet(run.directory / "contact-sheet.png", drawn.images, drawn.labels)
+    save_contact_sheet(run.directory / "contact-sheet.png", drawn.images, drawn.labels, config.data.labels)
     found = measured(
         run.config,
         drawn,

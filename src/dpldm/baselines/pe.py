@@ -28,6 +28,7 @@ from dpldm.baselines.evolution import (
 from dpldm.baselines.result import Baseline, require_cap, run_of, untuned, without_spread
 from dpldm.config import OptimizerConfig, RunConfig, SamplingConfig, SelectionConfig
 from dpldm.data.latents import PrivateLatents, private_encodings
+from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.evaluation.evaluate import Evaluation, check_evaluation, measured, real_test_images
@@ -64,7 +65,12 @@ def pe(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
     for step in draw_batches(run.config, *evolution.children()):
         on_progress("images drawn", step.done, step.count)
     synthetic = all_drawn(run.config, run.config.sampling)
-    save_contact_sheet(run.directory / "contact-sheet.png", synthetic.images, synthetic.labels)
+    save_contact_sheet(
+        run.directory / "contact-sheet.png",
+        synthetic.images,
+        synthetic.labels,
+        config.data.labels or prompts_of(config),
+    )
     _release(config, run, plan, synthetic, on_progress)
     found = measured(
         config,

@@ -81,4 +81,4 @@ def draw(name: str, path: Path) -> None:
     labels = torch.arange(kinds).repeat_interleave(20) if kinds else torch.full((100,), -1)
     size, settings = int(backbone.provenance["recipe"]["image_size"]), SamplingConfig()
     sampler = Sampler(backbone, backbone.denoiser, settings, size, texts)
-    save_contact_sheet(path, sampler(labels, torch.Generator().manual_seed(0)), labels.numpy())
+    save_contact_sheet(path, sampler(labels, torch.Generator().manual_seed(0)), labels.numpy(), texts)

@@ -247,6 +247,7 @@ def _select(config: RunConfig) -> Facts:
 
 
 def _sample(config: RunConfig, given: argparse.Namespace) -> Facts:
+    from dpldm.data.prompts import prompts_of
     from dpldm.run import Run
     from dpldm.sampling import SampleStep, load_synthetic, sample
     from dpldm.sheet import save_contact_sheet
@@ -256,7 +257,8 @@ def _sample(config: RunConfig, given: argparse.Namespace) -> Facts:
 
     follow(sample(config), "sample", describe)
     drawn = load_synthetic(config)
-    save_contact_sheet(Run(config).directory / "contact-sheet.png", drawn.images, drawn.labels)
+    names = config.data.labels or prompts_of(config)
+    save_contact_sheet(Run(config).directory / "contact-sheet.png", drawn.images, drawn.labels, names)
     if given.gen_npz:
         from dpldm.data.export import export_gen_npz
 

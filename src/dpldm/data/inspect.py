@@ -215,8 +215,8 @@ def _warnings(found: Inspection) -> list[str]:
         )
     if (found.max_images_per_group or 0) > 1:
         warnings.append(
-            "several images share a group: set privacy.unit: group and privacy.max_images_per_group, or the guarantee "
-            "is per image, not per person."
+            "several images share a group: set privacy.unit: group and privacy.max_images_per_group (--write does), or "
+            "the guarantee is per image, not per person."
         )
     elif found.unused_columns and found.group_column is None:
         warnings.append(

@@ -74,7 +74,7 @@ def memorisation(config: RunConfig) -> Memorisation:
     rows = np.array(found.copies.closest)
     pairs = np.concatenate([drawn[rows[:, 0]], trained[rows[:, 1]]])
     buffer = io.BytesIO()
-    contact_sheet(pairs, np.repeat([0, 1], len(rows))).save(buffer, format="PNG")
+    contact_sheet(pairs, np.repeat([0, 1], len(rows)), ("drawn", "real")).save(buffer, format="PNG")
     replace_file(run.pairs, buffer.getvalue())
     return found
 

@@ -184,21 +184,13 @@ class PrivacyPlan:
         if not self.tunes:
             return [(0, final)]
         grid = sorted({max(1, round(self.attempts * (k + 1) / points)) for k in range(points)})
-        return [
-            (
-                n,
-                min(
-                    final,
-                    epsilon(
-                        *(self.noise_multiplier, self.sampling_probability, n, self.delta),
-                        discretisation=1e-3,
-                        cap=self.cap,
-                        beside=self.beside,
-                    ),
-                ),
-            )
-            for n in grid
-        ]
+        return [(n, self.epsilon_spent(n)) for n in grid]
+
+    def epsilon_spent(self, attempts: int) -> float:
+        """Upper bound of epsilon after all questions and that many attempts, in hundredths of a second."""
+        settings = (self.noise_multiplier, self.sampling_probability, attempts, self.delta)
+        coarse = epsilon(*settings, discretisation=1e-3, cap=self.cap, beside=self.beside)
+        return min(coarse, self.stated_epsilon())
 
     def digest(self) -> str:
         """Identity of the plan: any change of a constant changes it."""

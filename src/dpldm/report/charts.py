@@ -5,7 +5,7 @@ A page's policy forbids style attributes, so they become attributes of their own
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -190,23 +190,25 @@ def guesses_chart(right: int) -> str:
     return figure("guesses", text, draw, height=1.3)
 
 
-def accuracy_chart(scores: dict[str, dict[str, Any]]) -> str:
-    """Accuracy of classifiers on real images, with their intervals."""
+def accuracy_chart(scores: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy on real images, with intervals: classifiers that learned from synthetic ones, and what else."""
+    bars = [(name, score, FIRST) for name, score in scores.items()]
+    bars += [(name, score, SECOND) for name, score in beside.items()]
 
     def draw(axes: "Axes") -> None:
-        for place, score in enumerate(scores.values()):
+        for place, (_, score, colour) in enumerate(bars):
             low, high = score["interval"]
-            axes.barh(place, score["mean"], color=FIRST, alpha=0.3, height=0.5)
-            axes.plot([low, high], [place, place], color=FIRST, linewidth=3)
+            axes.barh(place, score["mean"], color=colour, alpha=0.3, height=0.5)
+            axes.plot([low, high], [place, place], color=colour, linewidth=3)
             axes.annotate(f"{100 * score['mean']:.1f} %", (high, place), (7, -3), textcoords="offset points", color=INK)
-        axes.set_yticks(range(len(scores)), list(scores))
-        axes.set(xlim=(0, 1.12), xlabel="accuracy on real test images")
+        axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+        axes.set(xlim=(0, 1.2), xlabel="accuracy on real test images")
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
         axes.invert_yaxis()
         axes.grid(True, axis="x")
 
-    told = ", ".join(f"{kind} {100 * score['mean']:.1f} %" for kind, score in scores.items())
-    return figure("accuracy", f"Bars of accuracy: {told}.", draw, height=0.9 + 0.4 * len(scores))
+    told = ", ".join(f"{name} {100 * score['mean']:.1f} %" for name, score, _ in bars)
+    return figure("accuracy", f"Bars of accuracy: {told}.", draw, height=0.9 + 0.4 * len(bars))
 
 
 def _words(adjacency: str) -> str:

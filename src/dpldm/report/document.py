@@ -24,7 +24,15 @@ from dpldm.report.curves import (
     epsilon_without_amplification,
     gaussian_mu,
 )
-from dpldm.report.wording import guarantee_sentence, odds_sentence, strength, trial_constants, upper
+from dpldm.report.wording import (
+    chance,
+    guarantee_sentence,
+    odds_sentence,
+    plain_sentence,
+    strength,
+    trial_constants,
+    upper,
+)
 
 MARK = "INTERNAL: do not publish"
 """Heads everything that was measured on private images; `verify` refuses a release that holds it."""
@@ -34,6 +42,15 @@ LONGEST_NAME = 80
 """Letters of a class's name in that list."""
 BELIEFS = (0.01, 0.1, 0.5)
 """How likely somebody may hold it beforehand that a particular unit was used."""
+
+
+BASELINES = {
+    "classifier": "DP classifier",
+    "pe": "Private Evolution",
+    "noiseless": "no noise",
+    "real": "real images",
+}
+"""Kinds of `dpldm baseline`, in the order in which a reader compares, by what a chart calls them."""
 
 
 class Edition(StrEnum):
@@ -49,6 +66,7 @@ class Recorded:
 
     audit: Mapping[str, Any] | None = None  # what `dpldm audit --json` wrote, of this very plan or of its trials'
     evaluation: Mapping[str, Any] | None = None  # private/evaluation.json
+    baselines: Sequence[Mapping[str, Any]] = ()  # what `dpldm baseline` wrote, in the order of `BASELINES`
     memorisation: Mapping[str, Any] | None = None  # private/memorisation.json
     backbone: Mapping[str, Any] | None = None  # its card; public
     durations: Sequence[Mapping[str, Any]] = ()  # lines of private/timings.jsonl
@@ -107,6 +125,8 @@ def _guarantee(statement: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     claim = statement["guarantee"]
     return {
         "sentence": guarantee_sentence(statement),
+        "plain": plain_sentence(claim["epsilon"], claim["delta"], claim["unit"]),
+        "chance": chance(claim["delta"]),
         "epsilon": _up(claim["epsilon"]),
         "epsilon_replace_one": _up(claim["epsilon_replace_one"]),
         "delta": claim["delta"],
@@ -276,10 +296,22 @@ def _internal(recorded: Recorded, plan: Plan) -> dict[str, Any]:
     return {
         "mark": MARK,
         "evaluation": None if recorded.evaluation is None else dict(recorded.evaluation),
+        "baselines": _baselines(recorded.baselines),
         "memorisation": None if recorded.memorisation is None else dict(recorded.memorisation),
         "durations": [{"stage": stage, "seconds": round(seconds, 1)} for stage, seconds in spent.items()],
+        "peak_bytes": max((line.get("peak_bytes", 0) for line in recorded.durations), default=0),
         "ledger": _ledger(recorded.ledger, plan),
     }
+
+
+def _baselines(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What would do instead, or without privacy: a row for each classifier of each baseline that was run."""
+    return [
+        {"name": f"{BASELINES[each['kind']]}{f' {name}' if len(each['scores']) > 1 else ''}", "what": each["what"]}
+        | {"score": score}
+        for each in found
+        for name, score in each["scores"].items()
+    ]
 
 
 def _ledger(lines: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any] | None:

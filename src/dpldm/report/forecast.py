@@ -50,6 +50,10 @@ def forecast_table(forecast: Forecast) -> RenderableType:
     if forecast.seconds is not None:
         average = "on average " if forecast.selection is not None else ""
         table.add_row("fine-tuning here", f"{average}about {duration(forecast.seconds)}")
+    if forecast.seconds_of_drawing is not None:
+        table.add_row(
+            "drawing here", f"about {duration(forecast.seconds_of_drawing)} for {forecast.images_to_draw:,} images"
+        )
     if forecast.memory_bytes is not None:
         rows = "an example" if forecast.rows_at_once == 1 else f"{forecast.rows_at_once} examples"
         table.add_row("memory", f"{forecast.memory_bytes / 1e9:.1f} GB at most, with {rows} in a pass")

@@ -11,7 +11,8 @@ import yaml
 from dpldm.config import RunConfig
 from dpldm.models.backbone import HUB_ID
 from dpldm.report.card import benchmark_note, plain
-from dpldm.report.wording import guarantee_sentence, is_evolution, odds_sentence, tells_public_classes, trial_constants
+from dpldm.report.wording import guarantee_sentence, is_evolution, odds_sentence, public_classes_told, trial_constants
+from dpldm.scanning.kinds import SHARES
 
 TAGS = ("synthetic", "differential-privacy")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -101,17 +102,21 @@ Never use it as a backbone for private images as if it were public: what it cost
 
 def _code(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
     """How to draw from it."""
-    sampling = config.sampling
+    sampling, names, paired = config.sampling, "Sampler", ""
+    if public_classes_told(statement["plan"]):
+        names += ", released_shares, with_public_classes"
+        paired = '\nlabels = with_public_classes(labels, released_shares("DIRECTORY"), seed=0)'
     return f"""```python
 import torch
 from dpldm import load_backbone
 from dpldm.config import SamplingConfig
-from dpldm.sampling import Sampler
+from dpldm.sampling import {names}
 
 model = load_backbone("DIRECTORY")
 settings = SamplingConfig(steps={sampling.steps}, guidance={sampling.guidance:g})
 draw = Sampler(model, model.denoiser, settings, {config.data.image_size}{_texts(told)})
-images = draw(torch.{_sixteen(config, statement)}, torch.Generator().manual_seed(0))  # uint8 (16, S, S, C)
+labels = torch.zeros(16, dtype=torch.int64){paired}
+images = draw(labels, torch.Generator().manual_seed(0))  # uint8 (16, S, S, C)
 ```"""
 
 
@@ -121,16 +126,12 @@ def _told(config: RunConfig, statement: Mapping[str, Any], told: str) -> str:
     if told != "classes" or not labels:
         return "captions" if told == "captions" else "nothing"
     named = "classes by number: " + ", ".join(f"{number} = {plain(label)}" for number, label in enumerate(labels))
-    if tells_public_classes(statement["plan"]):
-        named += f"; each beside a class of the backbone, counted on from {len(labels)}: pairs (N, 2)"
+    if public_classes_told(statement["plan"]):
+        named += (
+            f"; each beside a class of the backbone, counted on from {len(labels)}: pairs (N, 2), as often as the "
+            f"noised shares in `{SHARES}` say, which are part of the guarantee above"
+        )
     return named
-
-
-def _sixteen(config: RunConfig, statement: Mapping[str, Any]) -> str:
-    """Labels of 16 images, as code."""
-    if tells_public_classes(statement["plan"]):
-        return f"tensor([[0, {len(config.data.labels)}]] * 16)"
-    return "zeros(16, dtype=torch.int64)"
 
 
 def _texts(told: str) -> str:

@@ -39,5 +39,8 @@ def _charts(report: Mapping[str, Any]) -> dict[str, str]:
     }
     if report["spending"] is not None:
         drawn["spending"] = charts.spending_chart(report["spending"])
-    utility = ((report.get("internal") or {}).get("evaluation") or {}).get("utility")
-    return drawn | ({"accuracy": charts.accuracy_chart(utility["scores"])} if utility else {})
+    inside = report.get("internal") or {}
+    if utility := (inside.get("evaluation") or {}).get("utility"):
+        beside = {row["name"]: row["score"] for row in inside["baselines"]}
+        drawn["accuracy"] = charts.accuracy_chart(utility["scores"], beside)
+    return drawn

@@ -70,9 +70,10 @@ def trial_constants(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     return trial
 
 
-def tells_public_classes(plan: Mapping[str, Any]) -> bool:
-    """Whether the network of a plan of either kind (its constants) is told classes of its backbone beside its own."""
-    return any(query["kind"] == "public_class_histogram" for query in trial_constants(plan).get("queries", ()))
+def public_classes_told(plan: Mapping[str, Any]) -> int:
+    """How many classes of its backbone the network of a plan of either kind (its constants) is told beside its own."""
+    queries = trial_constants(plan).get("queries", ())
+    return next((query["public_classes"] for query in queries if query["kind"] == "public_class_histogram"), 0)
 
 
 def unit_in_words(unit: str) -> str:
@@ -87,6 +88,31 @@ WEAK = 5.0
 def strength(epsilon: float) -> str:
     """Epsilon in a word."""
     return "strong" if epsilon <= 1 else "moderate" if epsilon <= WEAK else "weak"
+
+
+def plain_sentence(epsilon: float, delta: float, unit: str) -> str:
+    """The guarantee for somebody who knows neither epsilon nor delta."""
+    using = {"image": "one particular image", "group": "the images of one particular person"}[unit]
+    return (
+        f"In plain words: using {using} shifts the odds of anything that anybody may conclude from this release by at "
+        f"most a factor of {factor(epsilon)}, but for a chance of about {chance(delta)}."
+    )
+
+
+def factor(epsilon: float) -> str:
+    """e^epsilon rounded UP to two digits; as a power where it has more than nine."""
+    if epsilon > 20:
+        return f"e^{upper(epsilon)}"
+    digit = 10.0 ** (math.floor(epsilon / math.log(10)) - 1)
+    shown = math.ceil(math.exp(epsilon) / digit - 1e-9) * digit
+    return f"{shown:,.0f}" if shown >= 10 else f"{shown:.1f}"
+
+
+def chance(delta: float) -> str:
+    """A small probability as one in so many, rounded so that it is never shown as less."""
+    whole = math.floor(1 / delta + 1e-9)
+    digit = 10 ** max(0, len(str(whole)) - 2)
+    return f"1 in {whole // digit * digit:,}"
 
 
 def odds_sentence(epsilon: float, unit: str) -> str:

@@ -32,6 +32,14 @@ Declared = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a released network can be told."""
+
+    classes: int  # of its own
+    publics: int  # of the backbone, beside them; 0: its own alone
+
+
+@dataclass(frozen=True)
 class Stored:
     """A tensor in a file."""
 
@@ -94,7 +102,7 @@ def place_of(directory: Path, file: str) -> Path:
     return half if half.is_file() and not (directory / file).is_file() else directory / file
 
 
-def changed_weight(ours: Network, theirs: Network, declared: Declared, called: Names) -> str | None:
+def changed_weight(ours: Network, theirs: Network, declared: Declared, called: Names, told: Told) -> str | None:
     """The first tensor of a released network that cannot have come from the public one, or None.
 
     Args:
@@ -109,27 +117,26 @@ def changed_weight(ours: Network, theirs: Network, declared: Declared, called: N
     unmatched = {name for name in ours.keys() ^ theirs.keys() if not name.endswith(".position_ids")}
     if unmatched:
         return min(unmatched)
-    shared, classes = sorted(ours.keys() & theirs.keys()), len(declared["labels"])
-    return next((name for name in shared if not _may_be(ours, theirs, name, name in tuned, classes)), None)
+    shared = sorted(ours.keys() & theirs.keys())
+    return next((name for name in shared if not _may_be(ours, theirs, name, name in tuned, told)), None)
 
 
-def _may_be(ours: Network, theirs: Network, name: str, tuned: bool, classes: int) -> bool:
+def _may_be(ours: Network, theirs: Network, name: str, tuned: bool, told: Told) -> bool:
     new, old = ours[name], theirs[name]
     if name == TOKEN_LAYER:
-        return _has_class_columns(new, old, tuned, classes)
+        return _has_class_columns(new, old, tuned, told)
     if CLASS_TABLE.search(name):
-        return _has_class_rows(new, old, tuned, classes)
+        return _has_class_rows(new, old, tuned, told.classes)
     return new.shape == old.shape if tuned else new.equals(old)
 
 
-def _has_class_columns(new: Stored, old: Stored, tuned: bool, classes: int) -> bool:
-    """A column for each class and one for no class. Without tuning: the mean of the public ones, and that of no class
-    as it was (families/class_token.py)."""
-    if new.shape != [old.shape[0], classes + 1]:
-        return False
-    public = old.values()
-    expected = np.concatenate([np.repeat(public[:, :-1].mean(1, keepdims=True), classes, 1), public[:, -1:]], 1)
-    return tuned or _close(new.values(), expected)
+def _has_class_columns(new: Stored, old: Stored, tuned: bool, told: Told) -> bool:
+    """A column for each class, those of the public classes if they are told too, and one for no class. Without tuning:
+    the mean of the public ones, or nothing beside them, and the others as they were (families/class_token.py)."""
+    public, null = np.split(old.values(), [-1], 1)
+    mean = np.repeat(public.mean(1, keepdims=True), told.classes, 1)
+    expected = np.concatenate([np.zeros_like(mean), public, null] if told.publics else [mean, null], 1)
+    return new.shape == list(expected.shape) and (tuned or _close(new.values(), expected))
 
 
 def _has_class_rows(new: Stored, old: Stored, tuned: bool, classes: int) -> bool:

@@ -16,6 +16,8 @@ WEIGHTS = ("vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_mo
 """Of our own backbones, and no other."""
 ADAPTERS = "pytorch_lora_weights.safetensors"
 """All weights of a release of adapters: what `load_lora_weights` of a stock pipeline looks for."""
+SHARES = "public_classes.json"
+"""Beside the weights of a network that is told public classes too: how often each is found within each class."""
 DIFFUSERS = re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
 TRANSFORMERS = re.compile(r"model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
 COMMON = re.compile(r"README\.md|(backbone|model_index)\.json|scheduler/scheduler_config\.json")
@@ -67,7 +69,8 @@ class Kind:
         part, _, file = name.partition("/")
         settings = part in self.parts and file == "config.json"
         adapters = self.takes_adapters and name == ADAPTERS
-        return COMMON.fullmatch(name) is not None or settings or adapters or self.is_bound(name)
+        shares = self.called is CLASS_TOKEN and name == SHARES
+        return COMMON.fullmatch(name) is not None or settings or adapters or shares or self.is_bound(name)
 
 
 OWN = Kind(("ClassConditionalLDMPipeline",), CLASS_TOKEN)

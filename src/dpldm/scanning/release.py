@@ -11,9 +11,11 @@ from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.models.borrowing import completed
 from dpldm.report.head import is_sealed_page
-from dpldm.scanning.frozen import changed_setting, changed_weight, is_named, network_of, strange_adapter
+from dpldm.report.wording import public_classes_told
+from dpldm.scanning.frozen import Told, changed_setting, changed_weight, is_named, network_of, strange_adapter
 from dpldm.scanning.kinds import ADAPTERS, OWN, WEIGHTS, Kind, kind_of_statement
 from dpldm.scanning.pictures import extra_in_npz, extra_in_png
+from dpldm.scanning.shares import strange_shares
 from dpldm.scanning.texts import extra_in_table, parsed, place_or_mark, private_key
 from dpldm.scanning.weights import HALF, PUBLIC, SINGLE, foreign_tensor
 from dpldm.verdict import Check
@@ -57,6 +59,8 @@ def content_checks(directory: Path, statement: Statement, backbone: Path | None)
         yield Check(name, what is None, what or "nothing beside what belongs there", taints=True)
     if any(name.startswith("model/") for name in statement["files"]):
         yield _debt(directory / "model", statement, kind)
+        strange = strange_shares(directory / "model", statement)
+        yield Check("public classes", strange is None, strange or "as the plan asks about them", taints=True)
         yield _against_backbone(directory / "model", statement, kind or OWN, backbone)
 
 
@@ -151,7 +155,8 @@ def _against_backbone(model: Path, statement: Statement, kind: Kind, given: Path
             released = [file.removeprefix("model/") for file in statement["files"] if file.startswith("model/")]
             ours = network_of(model, released, kind, ours=True)
             different = changed_setting(model, public, kind, declared)
-            different = different or changed_weight(ours, theirs, declared, kind.called)
+            told = Told(len(declared["labels"]), public_classes_told(statement["plan"]))
+            different = different or changed_weight(ours, theirs, declared, kind.called, told)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         different = f"something unreadable ({type(error).__name__})"
     detail = f"equal to those of {printable(public.name)}" if different is None else f"{printable(different)} differs"

@@ -32,14 +32,14 @@ def algorithm_1(
     """Algorithm 1: T times draw, clip, sum, noise, divide, update."""
     settings, draws_each = run.config.optimizer, plan.draws_per_example
     shape, timesteps = latents.posterior.mean.shape[1:], timestep_law(scheduler, settings)
-    dropout, min_snr, curve = settings.label_dropout, settings.min_snr, plan.epsilon_curve()
+    dropout, min_snr = settings.label_dropout, settings.min_snr
     with ClippedSum(tuner.network, tuner.trainable, plan.max_grad_norm, draws_each, plan.clipping) as clipped:
         mechanism = PrivateGradient(plan, ledger, clipped, latents.units, entropy)
         while tuner.updates < plan.steps:
             try:
                 batch = mechanism.draw()  # charge the ledger, then sample each unit with probability q
             except BudgetExhausted:
-                yield shown(tuner, plan, ledger, curve, ended_early=True)
+                yield shown(tuner, plan, ledger, ended_early=True)
                 return
             for records, weights in latents.passes(batch, tuner.rows_at_once):  # none if empty
                 of_pass = (records.numel(), draws_each, shape, timesteps, dropout, entropy)
@@ -50,4 +50,4 @@ def algorithm_1(
                 mechanism.accumulate(of_units, weights.any(1), records.shape[1])  # clip each unit's to C, add
             tuner.update(mechanism.release())  # add N(0, sigma^2 C^2 I), divide by L C; Adam, average
             tuner.save(run, plan, ledger.head)
-            yield shown(tuner, plan, ledger, curve)
+            yield shown(tuner, plan, ledger)

@@ -18,10 +18,7 @@ class FinetuneStep:
     ended_early: bool = False  # the reserve is used up before T updates
 
 
-def shown(
-    tuner: Learner, plan: PrivacyPlan, ledger: Ledger, curve: list[tuple[int, float]], ended_early: bool = False
-) -> FinetuneStep:
-    """What an update lets out. `curve` is the plan's `epsilon_curve`."""
+def shown(tuner: Learner, plan: PrivacyPlan, ledger: Ledger, ended_early: bool = False) -> FinetuneStep:
+    """What an update lets out."""
     attempts = ledger.attempts(plan)
-    spent = next(value for number, value in curve if number >= attempts)  # the next point above: never too small
-    return FinetuneStep(tuner.updates, plan.steps, attempts, spent, ended_early)
+    return FinetuneStep(tuner.updates, plan.steps, attempts, plan.epsilon_spent(attempts), ended_early)
