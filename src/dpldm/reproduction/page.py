@@ -30,6 +30,8 @@ versions, hardware, commit | `tools/record.py`, or `dpldm reproduce` |
 `tools/record.py` |
 | `fashion-noiseless.json` | gate 2 of `grey32`: the recipe of `fashion-eps10-100-updates.json` without noise, screen \
 protocol | the file that `dpldm baseline noiseless` keeps; command, commit and date were added to it |
+| `fashion-real.json` | what the papers' CNN learns from real images by the full protocol | the file that \
+`dpldm baseline real` keeps, likewise |
 | `gates-NAME.json` | the two gates of a backbone on Fashion-MNIST (reconstruction, noiseless fine-tuning) | \
 `tools/gates.py` |
 | `NAME-untuned.json` | distances of what the backbone of a run draws before it is tuned | `tools/untuned.py` |
@@ -163,6 +165,12 @@ def _gates(folder: Path) -> str:
         how = f"{run['facts']['updates']} updates without noise, {run['facts']['protocol']} protocol: {run['settings']}"
         found = f"{100 * run['scores']['cnn']['mean']:.1f} %"
         rows.append((f"[{file.stem}]({file.name})", "grey32", found, how, run["commit"][:7]))
+    for file in sorted(folder.glob("*-real.json")):
+        real = json.loads(file.read_text(encoding="utf-8"))
+        facts = real["facts"]
+        how = f"{facts['epochs']} epochs on {facts['train']:,} real images, {facts['protocol']} protocol"
+        accuracy = f"{100 * real['scores']['cnn']['mean']:.1f} %"
+        rows.append((f"[{file.stem}]({file.name})", "none", accuracy, how, real["commit"][:7]))
     return _markdown(("manifest", "backbone", "accuracy", "how", "commit"), rows)
 
 
