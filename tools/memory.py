@@ -1,6 +1,6 @@
 """Memory of a DP step of a network as large as Stable Diffusion 1.5's, beside what `dpldm plan` predicts.
 
-    python tools/memory.py --output results/memory.json [--work DIR] [--small]
+    python tools/memory.py --output results/memory.json [--work DIR] [--arm NAME] [--small]
 
 Writes a stock pipeline with random weights (860 million in the UNet; 2 GB on disk) and a few made-up images with
 captions, then for every arm, in a process of its own each: `plan`, and `finetune` for one step with two images in its
@@ -21,6 +21,7 @@ from typing import Any
 ARMS: dict[str, dict[str, Any]] = {
     "lora-8": {"trainable": "lora-8", "tune_embedder": False},
     "attention": {"trainable": "attention", "tune_embedder": False},
+    "lora-8, bfloat16": {"trainable": "lora-8", "tune_embedder": False, "runtime": {"frozen_dtype": "bfloat16"}},
 }
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1}
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--work", type=Path, help="folder for the model (a temporary one)")
     parser.add_argument("--small", action="store_true", help="a small network, to try the script")
+    parser.add_argument("--arm", choices=ARMS, action="append", help="only this, beside what OUTPUT has of the others")
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "ARM"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -38,8 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         in_a_child(given, work, "make", "none")
-        found = {}
-        for arm in ARMS:
+        found = json.loads(given.output.read_text())["arms"] if given.arm and given.output.exists() else {}
+        for arm in given.arm or ARMS:
             predicted, measured = (in_a_child(given, work, what, arm) for what in ("predict", "measure"))
             found[arm] = predicted | measured | {"ratio": predicted["predicted_bytes"] / measured["measured_bytes"]}
             print(arm, json.dumps(found[arm]), flush=True)
@@ -127,14 +129,14 @@ def config_of(work: Path, arm: str, small: bool) -> Any:
     (work / "prompts.txt").write_text("a square\n", encoding="utf-8")
     return RunConfig.model_validate(
         {
-            "name": arm,
+            "name": arm.replace(", ", "-"),
             "data": {"path": work / "images", "image_size": side_of(small), "channels": 3, "caption_column": "caption"},
             "backbone": str(work / "public"),
             "privacy": {"dataset_id": "made-up", "records": 20, "expected_batch_size": 2, "steps": 1, "delta": 1e-3}
             | {"reserve_steps": 1, "ledger": work / f"{arm}.jsonl"},
             "sampling": {"prompts": work / "prompts.txt"},
-            "runtime": {"output": work / "runs", "physical_batch_size": 1},
             **ARMS[arm],
+            "runtime": {"output": work / "runs", "physical_batch_size": 1} | ARMS[arm].get("runtime", {}),
         }
     )
 

@@ -100,6 +100,7 @@ def statement_of(**more: Any) -> dict[str, Any]:
         "ledger": {"dataset_id": "scans"},
         "backbone": {"name": "other", "sha256": dict.fromkeys(names, "0" * 64)},
         "declared_constants": {"labels": []},
+        "plan": {"queries": []},
         "files": {f"model/{name}": "1" * 64 for name in names},
     } | more
 
