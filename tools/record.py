@@ -13,7 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpldm.reproduction.manifest import collect
+import yaml
+
+from dpldm.config import RunConfig
+from dpldm.reproduction.manifest import collect, data_fingerprint
 from dpldm.reproduction.page import results_page
 
 
@@ -28,6 +31,9 @@ def main() -> None:
     if not made.is_file() and not given.command:
         parser.error("say with --command what made the run")
     manifest = json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command, evolved=given.pe)
+    if manifest["config"]["privacy"]["public_benchmark"] and "data_sha256" not in manifest:
+        resolved = yaml.safe_load((given.run / "config.resolved.yaml").read_text())
+        manifest["data_sha256"] = data_fingerprint(RunConfig.model_validate(resolved))
     proxy, scale = manifest["plan"]["dataset_id"].startswith("rehearsal-"), manifest.get("scale", "paper")
     name = given.run.name if scale == "paper" else f"{given.run.name}-{scale}"
     target = Path("results/proxies" if proxy else "results") / f"{name}.json"

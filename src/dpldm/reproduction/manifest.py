@@ -74,8 +74,8 @@ def data_fingerprint(config: RunConfig) -> dict[str, str]:
     if not config.privacy.public_benchmark:
         raise ValueError("only published sets have fingerprints that are shown")
     data, found = config.data, {}
-    for split in ("train", "test"):
-        source = open_source(data.path, label_column=data.label_column, caption_column=data.caption_column, split=split)
+    for split, path in (("train", data.path), ("test", data.test_path or data.path)):
+        source = open_source(path, label_column=data.label_column, caption_column=data.caption_column, split=split)
         found[split] = keyed_fingerprint(source, b"published")
     return found
 
