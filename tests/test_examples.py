@@ -1,6 +1,7 @@
 """The scripts in examples/ do what they say."""
 
 import csv
+import math
 import runpy
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from PIL import Image
 
 from dpldm import load_backbone
 from dpldm.config import RunConfig, SamplingConfig
+from dpldm.loading import load_config
 from dpldm.releasing import release
+from dpldm.run import plan_of
 from dpldm.sampling import Sampler
 from tiny_runs import cheap_features, write_images
 
@@ -38,6 +41,45 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_has_a_plan_that_keeps_its_promise(path: Path) -> None:
+    config = load_config(RunConfig, path)
+    plan = plan_of(config)
+    assert 0.95 * config.privacy.epsilon < plan.stated_epsilon() <= config.privacy.epsilon
+    assert plan.delta == config.privacy.delta
+
+
+@pytest.mark.parametrize(
+    ("recipe", "example"),
+    [("fashion-mnist/eps10", "fashion-mnist.yaml"), ("fashion-mnist/eps1", "fashion-mnist-epsilon-1.yaml")],
+)
+def test_recipes_of_garments_are_the_examples(recipe: str, example: str) -> None:
+    ours, theirs = load_config(RunConfig, Path(recipe)), load_config(RunConfig, EXAMPLES / example)
+    assert ours.privacy == theirs.privacy
+    assert ours.optimizer == theirs.optimizer
+
+
+def test_dpimagebench_keeps_its_part_of_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, delta = 55_000, load_config(RunConfig, EXAMPLES / "fashion-mnist-dpimagebench.yaml").privacy.delta
+    assert delta == pytest.approx(1 / (records * math.log(records)), rel=1e-5)
+    pixels, labels = np.arange(30, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8), np.arange(30) % 10
+    arrays = {
+        f"{part}_{kind}": array
+        for part in ("train", "test")
+        for kind, array in (("images", pixels), ("labels", labels))
+    }
+    np.savez(tmp_path / "set.npz", **arrays)
+    words = ["dpimagebench.py", str(tmp_path / "set.npz"), str(tmp_path / "part.npz"), "--count", "25"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(EXAMPLES.parent / "tools" / "dpimagebench.py"), run_name="__main__")
+    with np.load(tmp_path / "part.npz") as part:
+        kept = part["train_images"][:, 0, 0]
+        first, _ = torch.utils.data.random_split(range(30), [25, 5], torch.Generator().manual_seed(0))
+        assert kept.tolist() == list(first)
+        assert part["train_labels"].tolist() == (kept % 10).tolist()
+        assert len(part["test_labels"]) == 30
 
 
 def test_hold_out_moves_whole_persons(run: Run, tmp_path: Path) -> None:

@@ -315,8 +315,8 @@ privacy:
   # The most that may ever be spent on this data set, [epsilon, delta]; fixed by the first run. Blank: that run's own,
   # so that there can be no second run and no baseline.
   cap:
-  # With some thousand images in each class, far more is learnt from a start from noised portraits of the classes, paid
-  # for within epsilon (docs/choosing.md). Take away these five marks, and double the noise for epsilon 1:
+  # With some thousand images in each class, more is learnt from a start from noised portraits of the classes, paid for
+  # within epsilon (docs/choosing.md). Take away these five marks, and double the noise for epsilon 1:
   # class_means_noise: 10
   # class_parts: 16
   # class_spreads_noise: 15
