@@ -1,6 +1,6 @@
 """Turn a finished run on a public benchmark into a manifest in results/, and log the look at the benchmark.
 
-    python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."] [--pe]
+    python tools/record.py runs/NAME --command "dpldm run --config ..." [--why "..."] [--baseline pe|portraits]
     python tools/record.py reproductions/SCALE/runs/ROW [--why "..."]
 
 A rehearsal is a run on a proxy: its manifest goes to results/proxies/ and is no look at a benchmark. A reproduced row
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from dpldm.config import RunConfig
-from dpldm.reproduction.manifest import collect, data_fingerprint
+from dpldm.reproduction.manifest import PAID_FOR, collect, data_fingerprint
 from dpldm.reproduction.page import results_page
 
 
@@ -25,12 +25,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--command", default="", help="the command that made the run")
     parser.add_argument("--why", default="", help="what the look was for")
-    parser.add_argument("--pe", action="store_true", help="what `dpldm baseline pe` found beside the run")
+    parser.add_argument("--baseline", choices=sorted(PAID_FOR), help="what that found beside the run")
     given = parser.parse_args()
     made = given.run / "manifest.json"
     if not made.is_file() and not given.command:
         parser.error("say with --command what made the run")
-    manifest = json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command, evolved=given.pe)
+    manifest = (
+        json.loads(made.read_text()) if made.is_file() else collect(given.run, given.command, baseline=given.baseline)
+    )
     if manifest["config"]["privacy"]["public_benchmark"] and "data_sha256" not in manifest:
         resolved = yaml.safe_load((given.run / "config.resolved.yaml").read_text())
         manifest["data_sha256"] = data_fingerprint(RunConfig.model_validate(resolved))

@@ -136,6 +136,10 @@ class PrivacyConfig(Section):
     class_spreads_clip: Positive | None = None
     """R: norm to which distances from a class's mean are cut for class_spreads_noise. Default: three quarters of the
     root of the number of a latent's entries."""
+    query_reserve: int = Field(2, ge=0, le=100)
+    """Further attempts at each question above that a crash in the seconds between its charge and its answer may waste;
+    all are paid for from the start. With 0 in place of 2, the same epsilon is reached with 1 / sqrt(3) of the noise,
+    and such a crash ends the run, its budget spent."""
     ledger: Path | None = None
     """Ledger file. Default: ledgers/DATASET_ID.jsonl in the account's data folder, the same for every output
     folder; beside the runs for a public benchmark."""

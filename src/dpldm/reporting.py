@@ -25,7 +25,7 @@ from dpldm.report.document import BASELINES, Edition, Recorded, report_of
 from dpldm.report.page import page
 from dpldm.report.registry import registry_draft
 from dpldm.report.samples import load_samples
-from dpldm.report.wording import is_evolution, trial_constants
+from dpldm.report.wording import asks_alone, trial_constants
 from dpldm.run import Run
 from dpldm.verdict import Verdict, verdict
 from dpldm.verifying import read_statement, verify
@@ -49,7 +49,7 @@ def report(directory: Path) -> Reports:
         directory: runs/NAME of a run that was released.
 
     Raises:
-        UserError: it is no run, was not released, or its release is not what it says; or it is what Private Evolution
+        UserError: it is no run, was not released, or its release is not what it says; or it is what a baseline
             released, of which there is no report.
         MissingExtra: matplotlib is not installed.
     """
@@ -101,9 +101,9 @@ def _require_run(directory: Path) -> None:
     """
     if not (directory / "privacy.json").is_file():
         return
-    if is_evolution(read_statement(directory)["plan"]):
+    if asks_alone(read_statement(directory)["plan"]):
         raise UserError(
-            f"{directory} is what Private Evolution released, and reports are for what was tuned: its README.md states "
+            f"{directory} is what a baseline released, and reports are for what was tuned: its README.md states "
             "the guarantee, and `dpldm verify` checks it."
         )
     raise UserError(f"{directory} is a release: give the folder of its run, {directory.resolve().parent}.")

@@ -265,20 +265,22 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
         UserError: see `require_portraits`.
     """
     require_portraits(config)
-    privacy, questions = config.privacy, list[Question]()
+    privacy, questions, reserve = config.privacy, list[Question](), config.privacy.query_reserve
     if privacy.histogram_noise is not None:
-        questions.append(ClassHistogram(noise_multiplier=privacy.histogram_noise))
+        questions.append(ClassHistogram(noise_multiplier=privacy.histogram_noise, reserve=reserve))
     if privacy.public_classes_noise is not None:
         cells = public_classes_of(config.backbone)
-        questions.append(PublicClassHistogram(noise_multiplier=privacy.public_classes_noise, public_classes=cells))
+        noise = privacy.public_classes_noise
+        questions.append(PublicClassHistogram(noise_multiplier=noise, public_classes=cells, reserve=reserve))
     if privacy.class_means_noise is not None:
         # Public latents have deviation 1 in every channel, so this is about their norm.
         clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))
         noise, parts = privacy.class_means_noise, privacy.class_parts
-        questions.append(ClassMeans(noise_multiplier=noise, clip_norm=clip_norm, parts=parts))
+        questions.append(ClassMeans(noise_multiplier=noise, clip_norm=clip_norm, parts=parts, reserve=reserve))
     if privacy.class_spreads_noise is not None:
         clip_norm = privacy.class_spreads_clip or WITHIN_CLASSES * math.sqrt(latent_entries(config))
-        questions.append(ClassSpreads(noise_multiplier=privacy.class_spreads_noise, clip_norm=clip_norm))
+        noise = privacy.class_spreads_noise
+        questions.append(ClassSpreads(noise_multiplier=noise, clip_norm=clip_norm, reserve=reserve))
     if config.selection.learning_rates:
         questions.append(CandidateScores(noise_multiplier=config.selection.score_noise, candidates=1))
     return tuple(questions)

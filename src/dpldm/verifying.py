@@ -16,7 +16,7 @@ from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import ClassMeans
 from dpldm.privacy.selection import Plan, SelectionPlan, plan_of_constants, trial_of
-from dpldm.report.wording import covers, guarantee_sentence, mechanism
+from dpldm.report.wording import covers, guarantee_sentence, is_evolution, mechanism
 from dpldm.scanning.kinds import OWN, Kind, kind_of_statement
 from dpldm.scanning.release import content_checks
 from dpldm.scanning.settings import settings_are_plain
@@ -37,7 +37,7 @@ INSIDE = {
 }
 """What these sections hold."""
 TUNED, EVOLVED = {"trainable", "tune_embedder", "optimizer"}, {"evolution"}
-"""What is declared beside that where a backbone was tuned, and where it was asked as it is."""
+"""What is declared beside that where a backbone was tuned, and where it was asked for candidates as it is."""
 HEX = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[\w.+-]{1,40}")
 ALLOWED_FILES = re.compile(
@@ -123,7 +123,7 @@ def _same_unit(claimed: dict[str, Any], plan: Plan) -> bool:
 def _is_closed(statement: dict[str, Any], plan: Plan) -> bool:
     """Nothing missing, and neither a section nor a value of one's own to show a loss, a seed or a count in."""
     kind, declared = kind_of_statement(statement), set(statement["declared_constants"])
-    further = TUNED if trial_of(plan).tunes else EVOLVED
+    further = TUNED if trial_of(plan).tunes else EVOLVED if is_evolution(plan.constants()) else set[str]()
     if isinstance(plan, SelectionPlan):
         further = further | {"learning_rates"}
     if kind is not None and kind.text_encoder is not None:

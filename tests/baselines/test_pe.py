@@ -23,6 +23,7 @@ from torch import Tensor
 from dpldm.auditing import audit, planned
 from dpldm.baselines import pe as module
 from dpldm.baselines.pe import Evolution, PublicModel, evolved, pe, pe_run
+from dpldm.baselines.shown import released
 from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
@@ -223,7 +224,7 @@ def test_accuracy_is_internal_and_lies_inside(config: RunConfig) -> None:
 
 def test_its_images_are_a_release_that_verify_accepts(config: RunConfig) -> None:
     pe(config)
-    directory = module.released(config)
+    directory = released(config, "pe")
     failed = [check for check in verify(directory) if not check.passed]
     assert failed == []
     statement = json.loads((directory / "privacy.json").read_text())
@@ -244,11 +245,11 @@ def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit_or_report_
     pe(config)
     assert main(["ledger", "show", str(Run(config).ledger)]) == 0
     text = capsys.readouterr().out
-    assert "tiny/pe: epsilon 0.5, delta 0.001, votes alone, no gradients" in text
+    assert "tiny/pe: epsilon 0.5, delta 0.001, queries alone, no gradients" in text
     assert f"3 of {ROUNDS + 2} attempts made" in text
     with pytest.raises(UserError, match="audits are for what was tuned"):
-        next(audit(planned(module.released(config), None)))
-    assert main(["report", str(module.released(config))]) == 2
+        next(audit(planned(released(config, "pe"), None)))
+    assert main(["report", str(released(config, "pe"))]) == 2
     assert "reports are for what was tuned: its README.md states the guarantee" in capsys.readouterr().err
 
 
@@ -265,7 +266,7 @@ def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit_or_report_
 )
 def test_a_wrong_statement_is_rejected(name: str, change: Callable[[dict[str, Any]], None], config: RunConfig) -> None:
     pe(config)
-    path = module.released(config) / "privacy.json"
+    path = released(config, "pe") / "privacy.json"
     statement = json.loads(path.read_text())
     change(statement)
     path.write_text(json.dumps(statement))

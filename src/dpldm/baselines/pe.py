@@ -7,7 +7,6 @@ asked once a round: charged before they are counted, answered with noise, kept, 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,12 @@ from dpldm.baselines.evolution import (
     votes,
 )
 from dpldm.baselines.result import Baseline, require_cap, run_of, untuned, without_spread
+from dpldm.baselines.shown import released_and_measured
 from dpldm.config import OptimizerConfig, RunConfig, SamplingConfig, SelectionConfig
 from dpldm.data.latents import PrivateLatents, private_encodings
-from dpldm.data.prompts import prompts_of
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
-from dpldm.evaluation.evaluate import Evaluation, check_evaluation, measured, real_test_images
+from dpldm.evaluation.evaluate import check_evaluation, real_test_images
 from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor, scaled
 from dpldm.models.autoencoder import decode
 from dpldm.models.backbone import kind_of, load_backbone, public_classes_of
@@ -41,15 +40,14 @@ from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, ope
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import NearestVotes
 from dpldm.progress import OnProgress, unseen
-from dpldm.releasing import declared_always, release_images, statement_of
 from dpldm.run import Run, declared_constants, ledger_cap, require_same_backbone
-from dpldm.sampling import Sampler, SyntheticSet, all_drawn, draw_batches, planned_labels, texts_of
-from dpldm.sheet import save_contact_sheet
+from dpldm.sampling import Sampler, draw_batches, planned_labels, texts_of
 from dpldm.train.asking import ask_once, places_of
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
 from dpldm.train.checks import check_images
 from dpldm.train.resuming import register
-from dpldm.tuned import ledger_entries
+
+WHAT = "Private Evolution: images of the backbone as it is, chosen by noised votes of the real ones and varied"
 
 
 def pe(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
@@ -64,39 +62,11 @@ def pe(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
     evolution = evolved(model, run, plan, config, SystemEntropy(), on_progress)
     for step in draw_batches(run.config, *evolution.children()):
         on_progress("images drawn", step.done, step.count)
-    synthetic = all_drawn(run.config, run.config.sampling)
-    save_contact_sheet(
-        run.directory / "contact-sheet.png",
-        synthetic.images,
-        synthetic.labels,
-        config.data.labels or prompts_of(config),
-    )
-    _release(config, run, plan, synthetic, on_progress)
-    found = measured(
-        config,
-        synthetic,
-        test,
-        lambda kind, seed, done, total: on_progress(f"{kind}, seed {seed}, epoch", done, total),
-    )
-    what = "Private Evolution: images of the backbone as it is, chosen by noised votes of the real ones and varied"
-    scores = found.utility.scores if found.utility else {}
-    facts = facts_of(plan, evolution, found)
-    result = Baseline("pe", what, plan.public_benchmark, int((~test.null).sum()), scores, facts)
-    result.keep(config)
-    return result
-
-
-def released(config: RunConfig) -> Path:
-    """What of an evolution may leave: its images, with a statement that `verify` accepts."""
-    return Run(config).directory / "release-pe"
-
-
-def _release(config: RunConfig, run: Run, plan: PrivacyPlan, synthetic: SyntheticSet, on_progress: OnProgress) -> None:
-    declared = declared_always(config) | {"evolution": config.evolution.model_dump(mode="json")}
+    declared: dict[str, Any] = {"evolution": config.evolution.model_dump(mode="json")}
     if config.data.labels and kind_of(config.backbone)[0].told == "captions":
         declared["caption_template"] = config.data.caption_template
-    statement = statement_of(config, plan, 0, ledger_entries(run.config), declared)
-    release_images(config, statement, synthetic, released(config), on_progress)
+    facts = facts_of(evolution)
+    return released_and_measured(config, run, plan, "pe", WHAT, test, declared, facts, on_progress)
 
 
 def pe_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
@@ -323,17 +293,11 @@ def evolved(
     return evolution
 
 
-def facts_of(plan: PrivacyPlan, evolution: Evolution, found: Evaluation) -> dict[str, str | int | float]:
-    """What a reader of its accuracy must know."""
+def facts_of(evolution: Evolution) -> dict[str, str | int | float]:
+    """What a reader of its accuracy must know of it."""
     return {
-        "epsilon": plan.stated_epsilon(),
-        "delta": plan.delta,
-        "unit": plan.unit,
         "noise_multiplier": evolution.question.noise_multiplier,
         "rounds": evolution.question.rounds,
         "candidates": evolution.question.candidates,
         "features": evolution.model.extractor.name,
-        "plan": plan.digest(),
-        **({"protocol": found.utility.protocol, "train": found.utility.train} if found.utility else {}),
-        **{distance.label: str(distance) for distance in found.distances},
     }

@@ -9,7 +9,7 @@ from dpldm.data.fingerprints import plans_after_a_change
 from dpldm.data.names import printable
 from dpldm.errors import UserError
 from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
-from dpldm.report.wording import is_evolution
+from dpldm.report.wording import asks_alone
 
 
 def main(name: str, parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -64,8 +64,8 @@ def _shown(entries: list[dict[str, Any]], changed: set[str]) -> str:
         note = "; INTERNAL: the data had changed since the plan before" if entry["plan"] in changed else ""
         if constants.get("kind") == "selection":
             state = f"selection among {constants['candidates']} candidates, {('not begun', 'begun', 'ended')[used]}"
-        elif is_evolution(constants):
-            state = "votes alone, no gradients"
+        elif asks_alone(constants):
+            state = "queries alone, no gradients"
         else:
             state = f"{used} of {constants['steps'] + constants['reserve_steps']} attempts made"
         lines.append(f"  {printable(constants['run'])}: {budget}, {state}{note}")

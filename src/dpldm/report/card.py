@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpldm.config import RunConfig
-from dpldm.report.wording import guarantee_sentence, is_evolution, is_selection, odds_sentence, trial_constants
+from dpldm.report.wording import asks_alone, guarantee_sentence, is_selection, odds_sentence, trial_constants
 
 PLAIN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]<>()#|!~&:@$"})
 WEB = re.compile(r"\bwww\.", re.IGNORECASE)
@@ -70,7 +70,7 @@ def _mechanism_rows(statement: Mapping[str, Any]) -> str:
 
 def _gradient_rows(statement: Mapping[str, Any]) -> str:
     """Rows of the table about gradients, where there are any."""
-    if is_evolution(statement["plan"]):
+    if asks_alone(statement["plan"]):
         return ""
     plan = trial_constants(statement["plan"])
     return f"""| noise multiplier sigma | {plan["noise_multiplier"]} |

@@ -11,7 +11,14 @@ import yaml
 from dpldm.config import RunConfig
 from dpldm.models.backbone import HUB_ID
 from dpldm.report.card import benchmark_note, plain
-from dpldm.report.wording import guarantee_sentence, is_evolution, odds_sentence, public_classes_told, trial_constants
+from dpldm.report.wording import (
+    asks_alone,
+    guarantee_sentence,
+    is_evolution,
+    odds_sentence,
+    public_classes_told,
+    trial_constants,
+)
 from dpldm.scanning.kinds import SHARES
 
 TAGS = ("synthetic", "differential-privacy")
@@ -39,7 +46,7 @@ def synthetic_card(config: RunConfig, statement: Mapping[str, Any]) -> str:
         "task_categories": [_task(config, statement)],
         "size_categories": [next((name for most, name in SIZES if count < most), "1M<n<10M")],
         "annotations_creators": ["machine-generated"],
-        "tags": [*TAGS, "private-evolution" if is_evolution(statement["plan"]) else "dp-sgd"],
+        "tags": [*TAGS, _method(statement["plan"])],
         "pretty_name": config.name,
     }
     return f"""{_block(header)}
@@ -49,12 +56,27 @@ Every image here was drawn from a generative model; none is a photograph of anyo
 {guarantee_sentence(statement)}.
 {benchmark_note(statement)}
 * {count} images, {config.data.image_size} x {config.data.image_size}, {_conditions(config, statement)}
-* drawn by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, seed {sampling.seed}
+* drawn {_how(config, statement["plan"])}, seed {sampling.seed}
 * {_frequencies(config, trial_constants(statement["plan"]))}
 * licence: {config.licence}{_no_licence(config)}
 
 {LIMITS}
 """
+
+
+def _method(plan: Mapping[str, Any]) -> str:
+    """A tag for it."""
+    if is_evolution(plan):
+        return "private-evolution"
+    return "gaussian-mechanism" if asks_alone(plan) else "dp-sgd"
+
+
+def _how(config: RunConfig, plan: Mapping[str, Any]) -> str:
+    """From what, and by which solver."""
+    sampling = config.sampling
+    if asks_alone(plan) and not is_evolution(plan):
+        return "from a noised mixture of Gaussians for each class, decoded by the public autoencoder"
+    return f"by {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}"
 
 
 def model_card(

@@ -33,6 +33,8 @@ def covers(plan: Mapping[str, Any]) -> str:
     """What the guarantee of a plan of either kind (its constants) is about."""
     if is_evolution(plan):
         return "all noised votes of all rounds, hence every candidate and image made from them"
+    if asks_alone(plan):
+        return "all query answers, hence every image made from them"
     answers = " and query answers" if trial_constants(plan).get("queries") else ""
     if is_selection(plan):
         return (
@@ -48,6 +50,8 @@ def mechanism(plan: Mapping[str, Any]) -> str:
     trial = trial_constants(plan)
     if is_evolution(plan):
         return f"Gaussian ({trial['noise']} noise) on the votes of all units, one each, in every round"
+    if asks_alone(plan):
+        return f"Gaussian queries ({trial['noise']} noise)"
     before = "Gaussian queries, then " if trial.get("queries") else ""
     if is_selection(plan):
         before = "best of a secret, geometric number of trials by a noised score, each Gaussian queries and "
@@ -60,7 +64,12 @@ def is_selection(plan: Mapping[str, Any]) -> bool:
 
 
 def is_evolution(plan: Mapping[str, Any]) -> bool:
-    """Whether these are the constants of rounds of votes, without gradients."""
+    """Whether these are the constants of rounds of votes."""
+    return asks_alone(plan) and any(query.get("kind") == "nearest_votes" for query in plan.get("queries", ()))
+
+
+def asks_alone(plan: Mapping[str, Any]) -> bool:
+    """Whether these are the constants of questions without gradients."""
     return plan.get("steps") == 0
 
 

@@ -15,23 +15,27 @@ import yaml
 
 import dpldm
 from dpldm.baselines.pe import pe_run
+from dpldm.baselines.portraits import portraits_run
 from dpldm.config import RunConfig
 from dpldm.data.ingest import keyed_fingerprint
 from dpldm.data.readers import open_source
 from dpldm.run import paid_plan
 
+PAID_FOR = {"pe": pe_run, "portraits": portraits_run}
+"""Baselines that have a plan of their own and draw images."""
 
-def collect(run: Path, command: str, *, evolved: bool = False) -> dict[str, Any]:
+
+def collect(run: Path, command: str, *, baseline: str | None = None) -> dict[str, Any]:
     """Everything worth keeping about a run that was evaluated, without paths of the machine.
 
     Args:
         run: its directory.
         command: the command that made it.
-        evolved: it is about what `dpldm baseline pe` found beside the run.
+        baseline: of `PAID_FOR`, if it is about what that found beside the run.
     """
     config = RunConfig.model_validate(yaml.safe_load((run / "config.resolved.yaml").read_text()))
-    plan = pe_run(config)[1] if evolved else paid_plan(config)
-    found = "baselines/pe.json" if evolved else "evaluation.json"
+    plan = PAID_FOR[baseline](config)[1] if baseline else paid_plan(config)
+    found = f"baselines/{baseline}.json" if baseline else "evaluation.json"
     timings = [json.loads(line) for line in (run / "private" / "timings.jsonl").read_text().splitlines()]
     return {
         "command": command,

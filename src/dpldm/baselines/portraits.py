@@ -1,0 +1,127 @@
+"""`dpldm baseline portraits`: images drawn from noised portraits of the classes alone, without any gradient.
+
+The whole epsilon of the run goes into two answers, the means and the covariances of latents (train/portraits.py), asked
+under a plan of its own. A latent is then drawn from the Gaussians of its class, and decoded by the public autoencoder.
+Tuning is worth what it gains over this.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpldm.baselines.result import Baseline, require_cap, require_classes, run_of, untuned
+from dpldm.baselines.shown import released_and_measured
+from dpldm.config import OptimizerConfig, RunConfig, SelectionConfig
+from dpldm.data.latents import private_latents
+from dpldm.device import chosen_device
+from dpldm.errors import UserError
+from dpldm.evaluation.evaluate import check_evaluation, real_test_images
+from dpldm.models.autoencoder import decode
+from dpldm.models.backbone import Backbone, load_backbone
+from dpldm.privacy.accounting import calibrate_noise
+from dpldm.privacy.entropy import Entropy, SystemEntropy
+from dpldm.privacy.ledger import LedgerError, open_ledger
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.progress import OnProgress, unseen
+from dpldm.run import Run, declared_constants, ledger_cap
+from dpldm.sampling import draw_batches, planned_labels
+from dpldm.train.asking import ask_all
+from dpldm.train.checkpoint import save_checkpoint
+from dpldm.train.checks import check_images
+from dpldm.train.portraits import Portraits
+from dpldm.train.resuming import register
+from dpldm.train.starting import compared, guesses_of_public_classes, portraits_known
+
+WHAT = "portraits: latents drawn from noised Gaussians of each class, decoded by the public autoencoder"
+
+
+def portraits(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
+    """Ask under a plan of its own, draw `sampling.count` images and measure them. The same call resumes.
+
+    Raises:
+        UserError: the settings, the data, the ledger or an answer do not allow it.
+    """
+    require_classes(config)
+    check_evaluation(config)
+    backbone, test = load_backbone(config.backbone, chosen_device(config.runtime.device)), real_test_images(config)
+    check_images(config, backbone)
+    run, plan = portraits_run(config)
+    known = asked(run, plan, config, backbone, SystemEntropy())
+    labels = planned_labels(run.config.sampling, len(config.data.labels))
+
+    def draw(rows: slice, generator: torch.Generator) -> NDArray[np.uint8]:
+        return decode(backbone.autoencoder, known.draw(labels[rows], generator), config.data.image_size)
+
+    for step in draw_batches(run.config, run.config.sampling, labels, draw):
+        on_progress("images drawn", step.done, step.count)
+    means, spreads = plan.queries
+    facts: dict[str, str | int | float] = {
+        "noise_multiplier": means.noise_multiplier,
+        "parts of a class": config.privacy.class_parts,
+        "attempts": f"{means.attempts} + {spreads.attempts}",
+    }
+    return released_and_measured(config, run, plan, "portraits", WHAT, test, {}, facts, on_progress)
+
+
+def portraits_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
+    """Its folder, which is made, and its plan: the config's unit, records, epsilon, delta, kind of noise, parts, clip
+    norms and reserve; no gradients, and the same noise on both answers, enough for all attempts.
+
+    Raises:
+        UserError: see `plan_of`.
+    """
+    given = config.privacy
+    asked = {name: getattr(given, name) for name in ("class_parts", "class_means_clip", "class_spreads_clip")}
+    asked |= {"class_means_noise": 1.0, "class_spreads_noise": 1.0}  # until it is calibrated
+    sections = {
+        "privacy": untuned(given).model_copy(update=asked),
+        "optimizer": OptimizerConfig(),
+        "selection": SelectionConfig(),
+    }
+    constants = declared_constants(config.model_copy(update=sections))
+    try:
+        # A Gaussian on everybody is one on Poisson samples of probability 1.
+        attempts = sum(question.attempts for question in constants.queries)
+        noise = calibrate_noise(constants.epsilon, constants.delta, 1.0, attempts)
+        plan = replace(
+            constants,
+            run=f"{config.name}/portraits",
+            expected_batch_size=constants.records,
+            steps=0,
+            reserve_steps=0,
+            queries=tuple(replace(question, noise_multiplier=noise) for question in constants.queries),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    require_cap(config, "portraits")
+    Run(config).create()
+    return run_of(config, "portraits", Run(config).ledger, **sections), plan
+
+
+def asked(run: Run, plan: PrivacyPlan, config: RunConfig, backbone: Backbone, entropy: Entropy) -> Portraits:
+    """The portraits, from answers that were kept or are given now.
+
+    Raises:
+        UserError: see `portraits`.
+    """
+    run.create()
+    latents = private_latents(
+        *(run.config.data, backbone.autoencoder, config.backbone, run.latents),
+        images_per_group=plan.images_per_unit if plan.unit == "group" else None,
+        keep=run.started,
+    )
+    latents = compared(latents, guesses_of_public_classes(backbone, run.config), run.config)
+    classes, shape = len(config.data.labels), latents.posterior.mean.shape[1:]
+    try:
+        with open_ledger(run.ledger, plan.dataset_id, ledger_cap(config), declared_cap=config.privacy.cap) as ledger:
+            register(plan, ledger, config)
+            ask_all(run, plan, ledger, latents, classes, backbone.digest, entropy)
+            known, head = portraits_known(run, plan, ledger, backbone.digest, shape), ledger.head
+    except LedgerError as error:
+        raise UserError(str(error)) from None
+    if not run.checkpoint.exists():
+        facts = {"plan": plan.digest(), "backbone": backbone.digest, "head": [head.seq, head.hash]}
+        save_checkpoint(run.checkpoint, {"portraits": vars(known)}, facts)
+    return known

@@ -1,0 +1,201 @@
+"""Portraits alone: two answers for all of epsilon, charged before they are given, and images that follow from them."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from scipy.stats import norm
+from torch import Tensor
+
+from dpldm.baselines.portraits import asked, portraits, portraits_run
+from dpldm.baselines.shown import released
+from dpldm.cli import main
+from dpldm.config import RunConfig
+from dpldm.errors import UserError
+from dpldm.evaluation import evaluate as evaluation
+from dpldm.models.backbone import load_backbone
+from dpldm.privacy.accounting import Adjacency
+from dpldm.privacy.entropy import SystemEntropy
+from dpldm.privacy.ledger import read_ledger
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import LEAST_NOISE
+from dpldm.run import Run, plan_of
+from dpldm.train.checkpoint import load_checkpoint
+from dpldm.train.finetune import finetune
+from dpldm.train.portraits import Portraits
+from dpldm.verifying import verify
+from tiny_runs import Means, write_images
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def config(raw: dict[str, Any], tmp_path: Path, monkeypatch: Patch) -> RunConfig:
+    monkeypatch.setattr(evaluation, "extractor_of", lambda config: Means())
+    raw["data"]["test_path"] = str(write_images(tmp_path / "test", seed=1))
+    raw["privacy"]["cap"] = [1.0, 2e-3]
+    return RunConfig.model_validate(raw)
+
+
+def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def charged(config: RunConfig) -> list[str]:
+    return [entry["query"] for entry in read_ledger(Run(config).ledger) if entry["event"] == "query"]
+
+
+def only_asked(config: RunConfig) -> Portraits:
+    run, plan = portraits_run(config)
+    return asked(run, plan, config, load_backbone(config.backbone), SystemEntropy())
+
+
+def without_noise(patch: Patch) -> None:
+    patch.setattr("dpldm.privacy.queries.add_gaussian", lambda total, deviation, entropy: total)
+
+
+# --- what it costs --------------------------------------------------------------------------------------------------
+
+
+def test_it_is_a_plan_of_its_own_in_the_data_sets_ledger(config: RunConfig) -> None:
+    list(finetune(config))
+    found = portraits(config)
+    _, plan = portraits_run(config)
+    plans = [entry["constants"]["run"] for entry in read_ledger(Run(config).ledger) if entry["event"] == "plan"]
+    assert plans == ["tiny", "tiny/portraits"]
+    assert charged(config) == ["class_means", "class_spreads"]
+    assert (plan.epsilon, plan.delta, plan.records, plan.unit) == (0.5, 1e-3, 40, "image")
+    assert (plan.steps, plan.attempts, plan.sampling_probability) == (0, 0, 1)
+    assert PrivacyPlan.from_constants(json.loads(json.dumps(plan.constants()))) == plan
+    assert portraits(config).scores == found.scores, "the same call finds it done"
+    assert charged(config) == ["class_means", "class_spreads"]
+
+
+@pytest.mark.parametrize("reserve", [0, 2])
+def test_epsilon_is_that_of_as_many_gaussians_as_may_be_asked(reserve: int, config: RunConfig) -> None:
+    """By the closed form of one Gaussian (Balle and Wang 2018, theorem 8), the noise being that of sensitivity 1."""
+    _, plan = portraits_run(changed(config, "privacy", query_reserve=reserve))
+    means, spreads = plan.queries
+    assert means.noise_multiplier == spreads.noise_multiplier
+    assert means.attempts == spreads.attempts == 1 + reserve
+    mu, epsilon = math.sqrt(2 * (1 + reserve)) / means.noise_multiplier, plan.stated_epsilon()
+    delta = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
+    assert 0.98e-3 < delta <= 1e-3
+    assert 0.49 < epsilon <= 0.5 < plan.stated_epsilon(Adjacency.REPLACE_ONE)
+
+
+def test_parts_clips_and_kind_of_noise_are_the_configs(config: RunConfig) -> None:
+    given = changed(config, "privacy", class_parts=3, class_means_noise=9.0, class_means_clip=2.0, noise="grid")
+    _, plan = portraits_run(given)
+    means, spreads = plan.queries
+    assert (means.constants()["parts"], means.constants()["clip_norm"], plan.noise) == (3, 2.0, "grid")
+    assert spreads.noise_multiplier != 9.0, "the noise follows from epsilon"
+
+
+def test_the_reserve_of_a_runs_own_questions_is_the_configs(config: RunConfig) -> None:
+    given = changed(config, "privacy", histogram_noise=30.0, class_means_noise=30.0, query_reserve=1)
+    assert [question.reserve for question in plan_of(given).queries] == [1, 1]
+
+
+@pytest.mark.parametrize("reserve", [0, 1])
+def test_what_is_charged_and_not_answered_is_charged_again_or_never(
+    reserve: int, config: RunConfig, monkeypatch: Patch
+) -> None:
+    def dies(*given: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    config = changed(config, "privacy", query_reserve=reserve)
+    with monkeypatch.context() as inside:
+        inside.setattr("dpldm.privacy.queries.add_gaussian", dies)
+        with pytest.raises(KeyboardInterrupt):
+            only_asked(config)
+    assert charged(config) == ["class_means"]
+    if reserve == 0:
+        with pytest.raises(UserError, match="All 1 attempts at the query class_means"):
+            only_asked(config)
+    else:
+        only_asked(config)
+        assert charged(config) == ["class_means", "class_means", "class_spreads"]
+
+
+def test_what_cannot_be_is_refused_before_anything_is_charged(config: RunConfig) -> None:
+    with pytest.raises(UserError, match=r"declare the classes with data\.labels"):
+        portraits(changed(config, "data", labels=()))
+    with pytest.raises(UserError, match=r"set data\.test_path"):
+        portraits(changed(config, "data", test_path=None))
+    with pytest.raises(UserError, match=r"baseline portraits costs .* declare privacy\.cap"):
+        portraits(changed(config, "privacy", cap=None))
+    with pytest.raises(UserError, match="class_parts is 9, and the backbone has 5 classes"):
+        portraits(changed(config, "privacy", class_parts=9, class_means_noise=1.0))
+    assert not Run(config).ledger.exists()
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_draws_are_about_the_mean_of_their_class(config: RunConfig, monkeypatch: Patch) -> None:
+    """With as little noise as may be declared, and none drawn: against the latents themselves."""
+    without_noise(monkeypatch)
+    monkeypatch.setattr("dpldm.baselines.portraits.calibrate_noise", lambda *given: LEAST_NOISE)
+    config = changed(config, "privacy", class_means_clip=3.0, class_means_noise=1.0)
+    known = only_asked(config)
+    run, _ = portraits_run(config)
+    cache = load_checkpoint(run.latents)[0]["latents"]
+    for label in (0, 1):
+        own = cache["mean"][cache["labels"] == label].flatten(1).mean(0)
+        drawn = known.draw(torch.full((20_000,), label), torch.Generator().manual_seed(0)).flatten(1).mean(0)
+        assert torch.cosine_similarity(drawn, own, dim=0) > 0.95
+        assert 0.7 < drawn.norm() / own.norm() < 1.05, "shrinking takes off, and never adds"
+
+
+def test_its_images_are_a_release_that_verify_accepts(config: RunConfig) -> None:
+    portraits(config)
+    directory = released(config, "portraits")
+    assert [check for check in verify(directory) if not check.passed] == []
+    statement = json.loads((directory / "privacy.json").read_text())
+    assert (statement["updates"], statement["mechanism"]) == (0, "Gaussian queries (float noise)")
+    assert statement["guarantee"]["covers"] == "all query answers, hence every image made from them"
+    assert {"optimizer", "evolution"}.isdisjoint(statement["declared_constants"])
+    card, data_card = ((directory / name).read_text() for name in ("README.md", "synthetic/README.md"))
+    assert "query class_spreads | noise multiplier" in card
+    assert "updates made" not in card
+    assert "gaussian-mechanism" in data_card
+    assert "mixture of Gaussians" in data_card
+    assert "dpmsolver" not in data_card
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("epsilon", lambda statement: statement["plan"]["queries"][1].update(noise_multiplier=1.0)),
+        ("epsilon", lambda statement: statement["plan"]["queries"][0].update(reserve=50)),
+        ("statement", lambda statement: statement["declared_constants"].update(optimizer={})),
+        ("statement", lambda statement: statement["declared_constants"].update(evolution={})),
+        ("what it covers", lambda statement: statement.update(mechanism="none")),
+    ],
+)
+def test_a_wrong_statement_is_rejected(name: str, change: Callable[[dict[str, Any]], None], config: RunConfig) -> None:
+    portraits(config)
+    path = released(config, "portraits") / "privacy.json"
+    statement = json.loads(path.read_text())
+    change(statement)
+    path.write_text(json.dumps(statement))
+    assert name in {check.name for check in verify(path.parent) if not check.passed}
+
+
+def test_the_command(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert main(["baseline", "portraits", "--config", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "baseline portraits (INTERNAL: reads private images, do not publish)" in text
+    assert "cnn accuracy" in text
+    assert main(["ledger", "show", str(Run(config).ledger)]) == 0
+    assert "tiny/portraits: epsilon 0.5, delta 0.001, queries alone, no gradients" in capsys.readouterr().out
+    assert main(["report", str(released(config, "portraits"))]) == 2
+    assert "reports are for what was tuned" in capsys.readouterr().err
