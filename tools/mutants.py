@@ -46,6 +46,7 @@ KNOWN = "portraits_known(run, plan, ledger, tuner.backbone_digest, shape)"
 EXACT = f"replace({KNOWN}, means=torch.stack([latents.posterior.mean[latents.labels == k].mean(0, keepdim=True) for k in range(2)]))"
 B = "tests/baselines/test_classifier.py::"
 PE = "tests/baselines/test_pe.py::test_"
+POR = "tests/baselines/test_portraits.py::test_"
 Q = P + "queries.py::test_"
 MUTANTS = [
     # --- noise
@@ -320,6 +321,12 @@ MUTANTS = [
            PE + "an_answered_round_is_not_paid_for_again"),
     Mutant("votes counted before they are charged", "privacy.queries:ask", "ledger.charge_query(plan, question)\n    summed,", "summed, _ = total(), ledger.charge_query(plan, question)\n    summed,",
            PE + "a_round_is_charged_before_its_votes_are_counted"),
+    Mutant("portraits are paid for once", "baselines.portraits:portraits_run", "sum(question.attempts for", "sum(question.answers for",
+           POR + "epsilon_is_that_of_as_many_gaussians_as_may_be_asked"),
+    Mutant("portraits noised from a seed", "baselines.portraits:portraits", "config, backbone, SystemEntropy())", f"config, backbone, {SEEDED})",
+           POR + "noise_is_the_systems_and_as_large_as_the_plan_says"),
+    Mutant("a reserve that is not the plan's", "run:questions_of", "parts=parts, reserve=reserve", "parts=parts, reserve=0",
+           POR + "the_reserve_of_a_runs_own_questions_is_the_configs"),
     Mutant("an image votes in every class", "baselines.evolution:choices", "chosen[voters] = running[nearest(features[voters],", "chosen[finite] = running[nearest(features[finite],",
            "tests/baselines/test_evolution.py::test_the_loop_has_something_to_say"),
     Mutant("a start that nobody paid for is verified", "verifying:_start_is_paid_for", "return asked or not", "return True or not",

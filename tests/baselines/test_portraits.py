@@ -20,8 +20,9 @@ from dpldm.errors import UserError
 from dpldm.evaluation import evaluate as evaluation
 from dpldm.models.backbone import load_backbone
 from dpldm.privacy.accounting import Adjacency
-from dpldm.privacy.entropy import SystemEntropy
+from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import read_ledger
+from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import LEAST_NOISE
 from dpldm.run import Run, plan_of
@@ -87,6 +88,20 @@ def test_epsilon_is_that_of_as_many_gaussians_as_may_be_asked(reserve: int, conf
     delta = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
     assert 0.98e-3 < delta <= 1e-3
     assert 0.49 < epsilon <= 0.5 < plan.stated_epsilon(Adjacency.REPLACE_ONE)
+
+
+def test_noise_is_the_systems_and_as_large_as_the_plan_says(config: RunConfig, monkeypatch: Patch) -> None:
+    heard: list[tuple[float, Entropy]] = []
+
+    def noised(total: Tensor, deviation: float, entropy: Entropy) -> Tensor:
+        heard.append((deviation, entropy))
+        return add_gaussian(total, deviation, entropy)
+
+    monkeypatch.setattr("dpldm.privacy.queries.add_gaussian", noised)
+    portraits(config)
+    _, plan = portraits_run(config)
+    assert [deviation for deviation, _ in heard] == [question.noise_multiplier for question in plan.queries]
+    assert all(isinstance(entropy, SystemEntropy) for _, entropy in heard)
 
 
 def test_parts_clips_and_kind_of_noise_are_the_configs(config: RunConfig) -> None:

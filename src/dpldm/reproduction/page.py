@@ -35,6 +35,8 @@ protocol | the file that `dpldm baseline noiseless` keeps; command, commit and d
 | `gates-NAME.json` | the two gates of a backbone on Fashion-MNIST (reconstruction, noiseless fine-tuning) | \
 `tools/gates.py` |
 | `NAME-untuned.json` | distances of what the backbone of a run draws before it is tuned | `tools/untuned.py` |
+| `ceiling-NAME.json` | what the papers' CNN learns from real images, from their reconstructions, and from portraits \
+of the classes with and without noise | `tools/ceiling.py` |
 | `memory.json` | peak memory of a DP step of a network as large as Stable Diffusion 1.5's, beside what `plan` \
 predicts | \
 `tools/memory.py` |
