@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused_before_anything_is_charged(config: RunConfig)
 def test_draws_are_about_the_mean_of_their_class(config: RunConfig, monkeypatch: Patch) -> None:
     """With as little noise as may be declared, and none drawn: against the latents themselves."""
     without_noise(monkeypatch)
-    monkeypatch.setattr("dpldm.baselines.portraits.calibrate_noise", lambda *given: LEAST_NOISE)
+    monkeypatch.setattr("dpldm.baselines.result.calibrate_noise", lambda *given: LEAST_NOISE)
     config = changed(config, "privacy", class_means_clip=3.0, class_means_noise=1.0)
     known = only_asked(config)
     run, _ = portraits_run(config)

@@ -5,8 +5,6 @@ asked once a round: charged before they are counted, answered with noise, kept, 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +22,9 @@ from dpldm.baselines.evolution import (
     parents,
     votes,
 )
-from dpldm.baselines.result import Baseline, require_cap, run_of, untuned, without_spread
+from dpldm.baselines.result import Baseline, run_that_asks, untuned, without_spread
 from dpldm.baselines.shown import released_and_measured
-from dpldm.config import OptimizerConfig, RunConfig, SamplingConfig, SelectionConfig
+from dpldm.config import RunConfig, SamplingConfig
 from dpldm.data.latents import PrivateLatents, private_encodings
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
@@ -34,13 +32,12 @@ from dpldm.evaluation.evaluate import check_evaluation, real_test_images
 from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureExtractor, scaled
 from dpldm.models.autoencoder import decode
 from dpldm.models.backbone import kind_of, load_backbone, public_classes_of
-from dpldm.privacy.accounting import calibrate_noise
 from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import NearestVotes
 from dpldm.progress import OnProgress, unseen
-from dpldm.run import Run, declared_constants, ledger_cap, require_same_backbone
+from dpldm.run import Run, ledger_cap, require_same_backbone
 from dpldm.sampling import Sampler, draw_batches, planned_labels, texts_of
 from dpldm.train.asking import ask_once, places_of
 from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
@@ -76,35 +73,16 @@ def pe_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
     Raises:
         UserError: see `plan_of`.
     """
-    sections = {
-        "privacy": untuned(config.privacy),
-        "optimizer": OptimizerConfig(),
-        "selection": SelectionConfig(),
-    }
-    constants, evolution = declared_constants(config.model_copy(update=sections)), config.evolution
-    classes = max(1, len(config.data.labels))
-    asked = partial(
-        NearestVotes,
-        candidates=classes * max(1, evolution.candidates // classes),
-        rounds=evolution.rounds,
-    )
+    classes, evolution = max(1, len(config.data.labels)), config.evolution
     try:
-        # A Gaussian on everybody is one on Poisson samples of probability 1.
-        attempts = asked(noise_multiplier=1.0).attempts
-        noise = calibrate_noise(constants.epsilon, constants.delta, 1.0, attempts)
-        plan = replace(
-            constants,
-            run=f"{config.name}/pe",
-            expected_batch_size=constants.records,
-            steps=0,
-            reserve_steps=0,
-            queries=(asked(noise_multiplier=noise),),
+        votes_of_a_round = NearestVotes(
+            noise_multiplier=1.0,  # until it is calibrated
+            candidates=classes * max(1, evolution.candidates // classes),
+            rounds=evolution.rounds,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
-    require_cap(config, "pe")
-    Run(config).create()
-    return run_of(config, "pe", Run(config).ledger, **sections), plan
+    return run_that_asks(config, "pe", untuned(config.privacy), (votes_of_a_round,))
 
 
 class PublicModel:

@@ -5,27 +5,24 @@ under a plan of its own. A latent is then drawn from the Gaussians of its class,
 Tuning is worth what it gains over this.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpldm.baselines.result import Baseline, require_cap, require_classes, run_of, untuned
+from dpldm.baselines.result import Baseline, require_classes, run_that_asks, untuned
 from dpldm.baselines.shown import released_and_measured
-from dpldm.config import OptimizerConfig, RunConfig, SelectionConfig
+from dpldm.config import RunConfig
 from dpldm.data.latents import private_latents
 from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.evaluation.evaluate import check_evaluation, real_test_images
 from dpldm.models.autoencoder import decode
 from dpldm.models.backbone import Backbone, load_backbone
-from dpldm.privacy.accounting import calibrate_noise
 from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.progress import OnProgress, unseen
-from dpldm.run import Run, declared_constants, ledger_cap
+from dpldm.run import Run, ledger_cap
 from dpldm.sampling import draw_batches, planned_labels
 from dpldm.train.asking import ask_all
 from dpldm.train.checkpoint import save_checkpoint
@@ -75,29 +72,7 @@ def portraits_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
     given = config.privacy
     asked = {name: getattr(given, name) for name in ("class_parts", "class_means_clip", "class_spreads_clip")}
     asked |= {"class_means_noise": 1.0, "class_spreads_noise": 1.0}  # until it is calibrated
-    sections = {
-        "privacy": untuned(given).model_copy(update=asked),
-        "optimizer": OptimizerConfig(),
-        "selection": SelectionConfig(),
-    }
-    constants = declared_constants(config.model_copy(update=sections))
-    try:
-        # A Gaussian on everybody is one on Poisson samples of probability 1.
-        attempts = sum(question.attempts for question in constants.queries)
-        noise = calibrate_noise(constants.epsilon, constants.delta, 1.0, attempts)
-        plan = replace(
-            constants,
-            run=f"{config.name}/portraits",
-            expected_batch_size=constants.records,
-            steps=0,
-            reserve_steps=0,
-            queries=tuple(replace(question, noise_multiplier=noise) for question in constants.queries),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    require_cap(config, "portraits")
-    Run(config).create()
-    return run_of(config, "portraits", Run(config).ledger, **sections), plan
+    return run_that_asks(config, "portraits", untuned(given).model_copy(update=asked))
 
 
 def asked(run: Run, plan: PrivacyPlan, config: RunConfig, backbone: Backbone, entropy: Entropy) -> Portraits:

@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpldm.config import PrivacyConfig, RunConfig
+from dpldm.config import OptimizerConfig, PrivacyConfig, RunConfig, SelectionConfig
 from dpldm.errors import UserError
 from dpldm.evaluation.utility import Score
 from dpldm.models.autoencoder import Posterior
+from dpldm.privacy.accounting import calibrate_noise
 from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
-from dpldm.run import Run
+from dpldm.privacy.plan import PrivacyPlan
+from dpldm.privacy.questions import Question
+from dpldm.run import Run, declared_constants
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,41 @@ def run_of(config: RunConfig, kind: str, ledger: Path, **sections: Any) -> Run:
         "runtime": config.runtime.model_copy(update={"output": folder_of(config)}),
     }
     return Run(config.model_copy(update=changes | sections))
+
+
+def run_that_asks(
+    config: RunConfig, kind: str, privacy: PrivacyConfig, questions: tuple[Question, ...] = ()
+) -> tuple[Run, PrivacyPlan]:
+    """The run of a baseline that asks and tunes nothing, in the config's folder and ledger, and its plan: unit,
+    records, epsilon, delta and kind of noise as declared, the same noise for all questions, enough for all attempts.
+
+    Args:
+        privacy: in place of the config's.
+        questions: what is asked, their noise not yet calibrated. Left out: what `privacy` asks.
+
+    Raises:
+        UserError: see `plan_of`; or see `require_cap`.
+    """
+    sections = {"privacy": privacy, "optimizer": OptimizerConfig(), "selection": SelectionConfig()}
+    constants = declared_constants(config.model_copy(update=sections))
+    questions = questions or constants.queries
+    try:
+        # A Gaussian on everybody is one on Poisson samples of probability 1.
+        attempts = sum(question.attempts for question in questions)
+        noise = calibrate_noise(constants.epsilon, constants.delta, 1.0, attempts)
+        plan = replace(
+            constants,
+            run=f"{config.name}/{kind}",
+            expected_batch_size=constants.records,
+            steps=0,
+            reserve_steps=0,
+            queries=tuple(replace(question, noise_multiplier=noise) for question in questions),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    require_cap(config, kind)
+    Run(config).create()
+    return run_of(config, kind, Run(config).ledger, **sections), plan
 
 
 def untuned(privacy: PrivacyConfig) -> PrivacyConfig:
