@@ -69,7 +69,7 @@ def audit(plan: PrivacyPlan, config: RunConfig | None = None, effort: Effort | N
         UserError: the plan has no gradients or no noise, or the config's backbone cannot be tuned privately.
     """
     if not plan.tunes:
-        raise UserError("The plan is one of votes without gradients, and audits are for what was tuned.")
+        raise UserError("The plan is one of queries without gradients, and audits are for what was tuned.")
     if plan.noise_multiplier == 0:
         raise UserError("The plan has no noise, so there is no guarantee to audit: ask for the release again.")
     effort = effort or Effort()

@@ -232,6 +232,8 @@ def latent_entries(config: RunConfig) -> int:
 
 MOST_ENTRIES_OF_SPREADS = 1024
 """A class's covariance has the square of that many numbers, and noise in each."""
+MOST_NUMBERS_OF_SPREADS = 2**28
+"""Of all classes together: 2 GB while they are asked for."""
 
 
 def require_portraits(config: RunConfig) -> None:
@@ -243,8 +245,13 @@ def require_portraits(config: RunConfig) -> None:
     privacy, entries = config.privacy, latent_entries(config)
     if privacy.class_spreads_noise is not None and entries > MOST_ENTRIES_OF_SPREADS:
         raise UserError(
-            f"privacy.class_spreads_noise is for latents of at most {MOST_ENTRIES_OF_SPREADS:,} numbers, and those of "
-            f"this backbone have {entries:,}: leave it out."
+            "Covariances of classes (privacy.class_spreads_noise, `dpldm baseline portraits`) are for latents of at "
+            f"most {MOST_ENTRIES_OF_SPREADS:,} numbers, and those of this backbone have {entries:,}: leave them out."
+        )
+    if privacy.class_spreads_noise is not None and len(config.data.labels) * entries**2 > MOST_NUMBERS_OF_SPREADS:
+        raise UserError(
+            f"The covariances of {len(config.data.labels)} classes have more than {MOST_NUMBERS_OF_SPREADS:,} numbers "
+            "together: leave out privacy.class_spreads_noise."
         )
     if privacy.class_parts > 1 and (own := public_classes_of(config.backbone)) < privacy.class_parts:
         raise UserError(

@@ -83,6 +83,7 @@ def _checks(directory: Path, statement: dict[str, Any], backbone: Path | None) -
         Check("ledger", _fits(statement, plan), "its head lies beyond as many attempts as there were updates"),
         Check("unit and adjacency", _same_unit(claimed, plan), f"one {trial.unit}, added or removed"),
         Check("what it covers", words, "mechanism and coverage are those of the plan"),
+        Check("model", _has_tuned_what_it_holds(statement, trial), "one only where the plan tunes"),
         Check("start", _start_is_paid_for(statement, trial), "only from class means that the plan has asked for"),
         Check("public benchmark", claimed["public_benchmark"] == plan.public_benchmark, f"{plan.public_benchmark}"),
         *_files(directory, statement["files"], kind_of_statement(statement) or OWN),
@@ -108,6 +109,11 @@ def read_statement(directory: Path) -> dict[str, Any]:
             f"{path} is no privacy statement of dpldm: give the directory that `dpldm release` made."
         ) from error
     return statement
+
+
+def _has_tuned_what_it_holds(statement: dict[str, Any], trial: PrivacyPlan) -> bool:
+    """Weights come from gradients: a plan without them accounts for no model."""
+    return trial.tunes or not any(name.startswith("model/") for name in statement["files"])
 
 
 def _epsilon(name: str, claimed: float, plan: Plan, adjacency: Adjacency) -> Check:

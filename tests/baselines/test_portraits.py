@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,16 @@ from dpldm.cli import main
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.evaluation import evaluate as evaluation
-from dpldm.models.backbone import load_backbone
+from dpldm.models.backbone import load_backbone, sha256_of
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import read_ledger
 from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import LEAST_NOISE
+from dpldm.report.document import BASELINES
 from dpldm.run import Run, plan_of
+from dpldm.train import asking
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import finetune
 from dpldm.train.portraits import Portraits
@@ -131,11 +135,55 @@ def test_what_is_charged_and_not_answered_is_charged_again_or_never(
             only_asked(config)
     assert charged(config) == ["class_means"]
     if reserve == 0:
-        with pytest.raises(UserError, match="All 1 attempts at the query class_means"):
+        with pytest.raises(UserError, match="No attempt is left at the query class_means of 'tiny/portraits', of 1"):
             only_asked(config)
     else:
         only_asked(config)
         assert charged(config) == ["class_means", "class_means", "class_spreads"]
+
+
+def test_a_kill_between_the_answers_costs_nothing_and_moves_no_centre(config: RunConfig, monkeypatch: Patch) -> None:
+    real = asking.spread_sums
+    seen: list[Tensor] = []
+
+    def dies(question: Any, places: Any, latents: Tensor, centres: Tensor) -> Tensor:
+        seen.append(centres)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return real(question, places, latents, centres)
+
+    monkeypatch.setattr(asking, "spread_sums", dies)
+    with pytest.raises(KeyboardInterrupt):
+        only_asked(config)
+    only_asked(config)
+    assert charged(config) == ["class_means", "class_spreads", "class_spreads"]
+    assert torch.equal(*seen)
+
+
+def test_nothing_is_reserved_for_answers_of_another_plan_or_ledger(config: RunConfig, monkeypatch: Patch) -> None:
+    """Neither with a finished baseline nor with answers alone."""
+    only_asked(config)
+    run, plan = portraits_run(config)
+    before = len(read_ledger(Run(config).ledger))
+    other = changed(config, "privacy", query_reserve=1)
+    for _ in ("with a checkpoint", "with answers alone"):
+        with pytest.raises(UserError, match=r"under another privacy plan|another section"):
+            only_asked(other)
+        moved = replace(run, config=changed(run.config, "privacy", ledger=run.directory / "ledger.jsonl"))
+        with pytest.raises(UserError, match=r"does not contain the (query|questions)"):
+            asked(moved, plan, config, load_backbone(config.backbone), SystemEntropy())
+        assert len(read_ledger(Run(config).ledger)) == before
+        assert not any(entry["event"] == "plan" for entry in read_ledger(moved.ledger))
+        run.checkpoint.unlink(missing_ok=True)
+
+
+def test_a_finished_one_needs_no_private_image(config: RunConfig) -> None:
+    found = only_asked(config)
+    run, _ = portraits_run(config)
+    run.latents.unlink()
+    shutil.rmtree(config.data.path)
+    assert torch.equal(only_asked(config).factors, found.factors)
+    assert torch.equal(only_asked(config).means, found.means)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_charged(config: RunConfig) -> None:
@@ -147,6 +195,8 @@ def test_what_cannot_be_is_refused_before_anything_is_charged(config: RunConfig)
         portraits(changed(config, "privacy", cap=None))
     with pytest.raises(UserError, match="class_parts is 9, and the backbone has 5 classes"):
         portraits(changed(config, "privacy", class_parts=9, class_means_noise=1.0))
+    with pytest.raises(UserError, match=r"At this privacy\.epsilon hardly any noise is left"):
+        portraits(changed(config, "privacy", epsilon=90.0, cap=(90.0, 1e-3)))
     assert not Run(config).ledger.exists()
 
 
@@ -201,6 +251,26 @@ def test_a_wrong_statement_is_rejected(name: str, change: Callable[[dict[str, An
     change(statement)
     path.write_text(json.dumps(statement))
     assert name in {check.name for check in verify(path.parent) if not check.passed}
+
+
+def test_a_model_is_no_part_of_it(config: RunConfig) -> None:
+    """Weights come from gradients, and this plan pays for none."""
+    portraits(config)
+    directory = released(config, "portraits")
+    shutil.copytree(Path(config.backbone), directory / "model")
+    path = directory / "privacy.json"
+    statement = json.loads(path.read_text())
+    statement["files"] |= {
+        file.relative_to(directory).as_posix(): sha256_of(file)
+        for file in (directory / "model").rglob("*")
+        if file.is_file()
+    }
+    path.write_text(json.dumps(statement))
+    assert "model" in {check.name for check in verify(directory) if not check.passed}
+
+
+def test_every_baseline_has_its_place_in_the_holders_report(config: RunConfig) -> None:
+    assert set(BASELINES) == {"classifier", "pe", "portraits", "real", "noiseless"}
 
 
 def test_the_command(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

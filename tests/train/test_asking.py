@@ -118,7 +118,9 @@ def test_a_question_without_attempts_ends_the_run_before_anything_is_drawn(confi
         for _ in range(3):
             ledger.charge_query(plan, plan.queries[1])
     for _ in range(2):
-        with pytest.raises(UserError, match=r"All 3 attempts at the query class_means .*give this run a new name"):
+        with pytest.raises(
+            UserError, match=r"No attempt is left at the query class_means .*of 3 .*give this run a new name"
+        ):
             list(finetune(config))
     assert not any(event == "attempt" for event, _ in events(config))
 

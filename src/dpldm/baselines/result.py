@@ -17,7 +17,7 @@ from dpldm.privacy.accounting import calibrate_noise
 from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import Question
+from dpldm.privacy.questions import LEAST_NOISE, Question
 from dpldm.run import Run, declared_constants
 
 
@@ -91,6 +91,8 @@ def run_that_asks(
         # A Gaussian on everybody is one on Poisson samples of probability 1.
         attempts = sum(question.attempts for question in questions)
         noise = calibrate_noise(constants.epsilon, constants.delta, 1.0, attempts)
+        if noise < LEAST_NOISE:
+            raise UserError("At this privacy.epsilon hardly any noise is left, which no plan may state: lower it.")
         plan = replace(
             constants,
             run=f"{config.name}/{kind}",
@@ -125,6 +127,7 @@ def untuned(privacy: PrivacyConfig) -> PrivacyConfig:
             "class_parts": 1,
             "class_spreads_noise": None,
             "class_spreads_clip": None,
+            "query_reserve": 2,
         }
     )
 

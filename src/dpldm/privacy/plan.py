@@ -123,8 +123,13 @@ class PrivacyPlan:
             raise ValueError("privacy.clipping must be flat or automatic.")
         if not 0 <= self.noise_multiplier < float("inf"):
             raise ValueError("The noise multiplier must be a number, not negative.")
-        if len({question.kind for question in self.queries}) < len(self.queries):
+        kinds = {question.kind for question in self.queries}
+        if len(kinds) < len(self.queries):
             raise ValueError("A plan asks each kind of question once.")
+        if "class_spreads" in kinds and "class_means" not in kinds:
+            raise ValueError("A plan that asks for class spreads asks for the class means that they are about.")
+        if "candidate_scores" in kinds and not self.tunes:
+            raise ValueError("A plan without gradients has no candidates to score.")
         noises = (self.noise_multiplier, *(question.noise_multiplier for question in self.queries))
         if self.noise not in ("float", "grid") or (self.noise == "grid" and max(noises) > LARGEST_GRID_NOISE):
             raise ValueError(

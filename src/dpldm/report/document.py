@@ -47,6 +47,7 @@ BELIEFS = (0.01, 0.1, 0.5)
 BASELINES = {
     "classifier": "DP classifier",
     "pe": "Private Evolution",
+    "portraits": "portraits alone",
     "noiseless": "no noise",
     "real": "real images",
 }

@@ -65,7 +65,7 @@ def is_selection(plan: Mapping[str, Any]) -> bool:
 
 def is_evolution(plan: Mapping[str, Any]) -> bool:
     """Whether these are the constants of rounds of votes."""
-    return asks_alone(plan) and any(query.get("kind") == "nearest_votes" for query in plan.get("queries", ()))
+    return asks_alone(plan) and all(query.get("kind") == "nearest_votes" for query in plan.get("queries", ()))
 
 
 def asks_alone(plan: Mapping[str, Any]) -> bool:

@@ -60,8 +60,8 @@ def ask_all(
             ask_once(question, total, run, plan, ledger, backbone, entropy)
         except BudgetExhausted:
             raise UserError(
-                f"All {question.attempts} attempts at the query {question.kind} of the run {run.config.name!r} are "
-                "used, and its folder holds no answer: put the folder back, or give this run a new name and pay again."
+                f"No attempt is left at the query {question.kind} of {plan.run!r}, of {question.attempts} paid for, "
+                "and its folder holds no answer: put the folder back, or give this run a new name and pay again."
             ) from None
 
 
@@ -98,6 +98,16 @@ def ask_once(
     run.answers.mkdir(exist_ok=True)
     save_checkpoint(_place(run, question, number), {"answer": {"noised": answer}}, facts)
     return answer
+
+
+def require_answers_fit(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: str) -> None:
+    """Refuse a folder whose answers are of another plan, ledger or backbone, before this plan's budget is reserved.
+
+    Raises:
+        UserError: see `read_answer`.
+    """
+    for question in plan.queries:
+        read_answer(run, plan, question, ledger, backbone)
 
 
 def read_answer(

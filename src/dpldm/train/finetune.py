@@ -16,6 +16,7 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.algorithm_1 import algorithm_1
+from dpldm.train.asking import require_answers_fit
 from dpldm.train.checks import check_fit, require_examples_apart
 from dpldm.train.resuming import register, resume
 from dpldm.train.shown import FinetuneStep
@@ -41,6 +42,7 @@ def finetune(config: RunConfig, on_progress: OnProgress = unseen) -> Iterator[Fi
     try:
         with open_ledger(run.ledger, plan.dataset_id, cap, declared_cap=declared) as ledger:
             resume(tuner, run, plan, ledger)
+            require_answers_fit(run, plan, ledger, tuner.backbone_digest)
             register(plan, ledger, config)
             ask_and_start(tuner, backbone.scheduler, run, plan, ledger, latents, SystemEntropy(), on_progress)
             yield from algorithm_1(tuner, backbone.scheduler, latents, plan, ledger, run, SystemEntropy())
