@@ -46,7 +46,7 @@ KNOWN = "portraits_known(run, plan, ledger, tuner.backbone_digest, shape)"
 EXACT = f"replace({KNOWN}, means=torch.stack([latents.posterior.mean[latents.labels == k].mean(0, keepdim=True) for k in range(2)]))"
 B = "tests/baselines/test_classifier.py::"
 PE = "tests/baselines/test_pe.py::test_"
-POR = "tests/baselines/test_portraits.py::test_"
+POR = "tests/baselines/test_portraits_alone.py::test_"
 Q = P + "queries.py::test_"
 MUTANTS = [
     # --- noise
