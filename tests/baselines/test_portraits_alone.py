@@ -253,6 +253,39 @@ def test_a_wrong_statement_is_rejected(name: str, change: Callable[[dict[str, An
     assert name in {check.name for check in verify(path.parent) if not check.passed}
 
 
+def test_on_a_grid_it_ends_the_same_way(config: RunConfig) -> None:
+    exact = changed(config, "privacy", noise="grid")
+    portraits(exact)
+    directory = released(exact, "portraits")
+    assert [check for check in verify(directory) if not check.passed] == []
+    assert "Gaussian queries (grid noise)" in (directory / "README.md").read_text()
+
+
+def test_persons_count_once_however_many_images_they_have(config: RunConfig, monkeypatch: Patch) -> None:
+    """By the counts in the answer before its noise: 7 persons of one class and 8 of the other, of up to three images."""
+    for folder in (config.data.path, config.data.test_path):
+        assert folder is not None
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+        rows = [f"{name},{name.split('/')[0]},{name.split('/')[0]}{number // 3}" for number, name in enumerate(names)]
+        (folder / "metadata.csv").write_text("file_name,label,patient\n" + "\n".join(rows) + "\n")
+    grouped = changed(config, "data", group_column="patient")
+    grouped = changed(grouped, "privacy", unit="group", max_images_per_group=2, records=12, expected_batch_size=6)
+    totals: list[Tensor] = []
+    real = asking.class_sums
+
+    def kept(*given: Any) -> Tensor:
+        totals.append(real(*given))
+        return totals[-1]
+
+    monkeypatch.setattr(asking, "class_sums", kept)
+    portraits(RunConfig.model_validate(grouped.model_dump()))
+    _, plan = portraits_run(grouped)
+    weight = plan.queries[0].constants()["count_weight"]
+    persons = totals[0][:, -1].sum() * math.hypot(1, weight) / weight
+    assert persons == pytest.approx(15)
+    assert [check for check in verify(released(grouped, "portraits")) if not check.passed] == []
+
+
 def test_a_model_is_no_part_of_it(config: RunConfig) -> None:
     """Weights come from gradients, and this plan pays for none."""
     portraits(config)
