@@ -262,7 +262,7 @@ def test_on_a_grid_it_ends_the_same_way(config: RunConfig) -> None:
 
 
 def test_persons_count_once_however_many_images_they_have(config: RunConfig, monkeypatch: Patch) -> None:
-    """By the counts in the answer before its noise: 7 persons of one class and 8 of the other, of up to three images."""
+    """By the counts before their noise: 7 persons of one class and 8 of the other, of up to three images."""
     for folder in (config.data.path, config.data.test_path):
         assert folder is not None
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
