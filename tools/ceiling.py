@@ -10,6 +10,7 @@ NOT PRIVATE, so for public benchmarks only. Writes results/ceiling-NAME.json and
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def main() -> None:
         log.write(json.dumps({"why": "ceiling", "data": config.privacy.dataset_id, **result}) + "\n")
 
 
-def rungs(config: RunConfig, pixels: np.ndarray, labels: np.ndarray):  # type: ignore[no-untyped-def]
+def rungs(config: RunConfig, pixels: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Name of each rung, and its images."""
     backbone, told = load_backbone(config.backbone), torch.from_numpy(labels)
     latents = encode(backbone.autoencoder, pixels).mean
