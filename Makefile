@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable ".[dev]"
 	touch $@
 
-quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, about ten minutes on two cores
+quickstart: $(VENV)/.core  ## real handwritten digits in, synthetic digits out, in minutes on two cores
 	$(BIN)/dpldm public digits --output runs/digits-data
 	$(BIN)/dpldm run --config examples/quickstart.yaml
 	$(BIN)/dpldm report runs/quickstart

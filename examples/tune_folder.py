@@ -23,16 +23,18 @@ def main() -> None:
     config = load_config(RunConfig, given.config, [("privacy.epsilon", given.epsilon)] if given.epsilon else [])
 
     forecast = plan(config)  # opens no image, spends nothing
-    print(f"epsilon {forecast.epsilon:.2f}, noise-to-signal {forecast.noise_to_signal:.2f}")
+    print(f"epsilon {forecast.epsilon:.2f}, about {forecast.seconds:.0f} s before images are drawn")
     print(f"{forecast.outlook.verdict}: {forecast.outlook.reason}")
     if forecast.outlook.verdict is Verdict.NO and not given.anyway:
         raise SystemExit("\n".join(["instead:", *forecast.outlook.alternatives]))
 
-    for step in finetune(config):  # what a step shows is public
+    for step in finetune(config):  # what a step shows is public; portraits have none
         print(f"update {step.number} of {step.steps}, epsilon {step.epsilon_spent:.2f}")
     for drawn in sample(config):
         print(f"{drawn.done} of {drawn.count} images")
-    released = release(config, "both")  # images and model
+    released = release(
+        config, "data" if config.method == "portraits" else "both"
+    )  # images, and the model that was tuned
     failed = [check for check in verify(released) if not check.passed]
     print(f"{released}: {len(failed)} failed checks")
 

@@ -428,9 +428,13 @@ def test_inspect_starts_a_config_that_plans(
     words = ["plan", "--config", str(path), "--backbone", str(tiny_backbone), "--data.image_size", "16"]
     assert main(words) == 2
     assert "privacy.records is blank" in refusal(capsys)
-    fast = ["--privacy.expected_batch_size", "20", "--privacy.epsilon", "0.5", "--privacy.delta", "1e-3"]
-    fast += ["--privacy.steps", "2", "--privacy.reserve_steps", "1"]
-    assert main([*words, "--privacy.records", "40", *fast]) == 0
+    filled = [*words, "--privacy.records", "40", "--privacy.epsilon", "0.5", "--privacy.delta", "1e-3"]
+    assert main(filled) == 0
+    assert "query class_spreads" in capsys.readouterr().out
+    fast = ["--privacy.expected_batch_size", "20", "--privacy.steps", "2", "--privacy.reserve_steps", "1"]
+    assert main([*filled, *fast]) == 2
+    assert "is not for method: portraits, which tunes nothing" in refusal(capsys)
+    assert main([*filled, *fast, "--method", "diffusion"]) == 0
     assert main(["inspect", str(data), "--write", str(tmp_path / "no" / "folder.yaml")]) == 2
     assert "cannot be written" in refusal(capsys)
 

@@ -53,7 +53,10 @@ def test_every_config_has_a_plan_that_keeps_its_promise(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "example"),
-    [("fashion-mnist/eps10", "fashion-mnist.yaml"), ("fashion-mnist/eps1", "fashion-mnist-epsilon-1.yaml")],
+    [
+        ("fashion-mnist/eps10", "fashion-mnist-diffusion.yaml"),
+        ("fashion-mnist/eps1", "fashion-mnist-diffusion-epsilon-1.yaml"),
+    ],
 )
 def test_recipes_of_garments_are_the_examples(recipe: str, example: str) -> None:
     ours, theirs = load_config(RunConfig, Path(recipe)), load_config(RunConfig, EXAMPLES / example)

@@ -31,7 +31,7 @@ from dpldm.loading import load_config
 from dpldm.models.autoencoder import decode, encode
 from dpldm.models.backbone import load_backbone
 
-CONFIG = Path("examples/fashion-mnist.yaml")
+CONFIG = Path("examples/fashion-mnist-diffusion.yaml")
 
 
 def main() -> None:

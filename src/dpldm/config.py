@@ -125,17 +125,19 @@ class PrivacyConfig(Section):
     asked once before tuning. The network is then told both classes of an image, and synthetic images are drawn for the
     pairs that the answer shows. Part of epsilon; 10 to 20 costs little. Blank: public classes are not used."""
     class_parts: int = Field(1, ge=1)
-    """Parts of each class whose means class_means_noise asks for apart: an image belongs to one by which of the
-    backbone's own classes it resembles, merged to this number. 64 suits 60,000 records; 1 does for a few thousand."""
+    """Parts of each class whose means are asked for apart (class_means_noise; method: portraits): an image belongs to
+    one by which of the backbone's own classes it resembles, merged to this number. 64 suits 60,000 records; 1 does for
+    a few thousand."""
     class_means_clip: Positive | None = None
-    """R: norm to which latents are cut for class_means_noise. Default: the root of the number of their entries."""
+    """R: norm to which latents are cut before their means are asked for. Default: the root of the number of their
+    entries."""
     class_spreads_noise: float | None = None
     """Noise multiplier of the covariance of the latents of each class around its noised mean, asked once after
     class_means_noise: together they are a portrait of each class, to start tuning from. Part of epsilon. Blank: not
     asked."""
     class_spreads_clip: Positive | None = None
-    """R: norm to which distances from a class's mean are cut for class_spreads_noise. Default: three quarters of the
-    root of the number of a latent's entries."""
+    """R: norm to which distances from a class's mean are cut before their covariance is asked for. Default: three
+    quarters of the root of the number of a latent's entries."""
     query_reserve: int = Field(2, ge=0, le=100)
     """Further attempts at each question above that a crash in the seconds between its charge and its answer may waste;
     all are paid for from the start. With 0 in place of 2, the same epsilon is reached with 1 / sqrt(3) of the noise,
@@ -163,20 +165,6 @@ class PrivacyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_clip_norm_has_a_question(self) -> Self:
-        if self.class_means_clip is not None and self.class_means_noise is None:
-            raise ValueError("privacy.class_means_clip is for privacy.class_means_noise: set that, or leave it out")
-        if self.class_spreads_clip is not None and self.class_spreads_noise is None:
-            raise ValueError("privacy.class_spreads_clip is for privacy.class_spreads_noise: set that, or leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _parts_have_means(self) -> Self:
-        if self.class_parts > 1 and self.class_means_noise is None:
-            raise ValueError("privacy.class_parts is for privacy.class_means_noise: set that, or leave it out")
-        return self
-
-    @model_validator(mode="after")
     def _spreads_have_centres(self) -> Self:
         if self.class_spreads_noise is not None and self.class_means_noise is None:
             raise ValueError("privacy.class_spreads_noise is about noised means: set privacy.class_means_noise too")
@@ -187,6 +175,16 @@ class PrivacyConfig(Section):
         if self.cap is not None and not (self.epsilon <= self.cap[0] and self.delta <= self.cap[1]):
             raise ValueError("privacy.cap is below this run's own epsilon or delta: raise it, or lower them")
         return self
+
+
+OF_DIFFUSION = (
+    *("expected_batch_size", "steps", "reserve_steps", "max_grad_norm", "draws_per_example", "max_batch_size"),
+    *("most_records", "clipping", "histogram_noise", "class_means_noise", "public_classes_noise"),
+    "class_spreads_noise",
+)
+"""Settings of privacy that are about gradients, or about answers beside them."""
+OF_PORTRAITS = ("class_parts", "class_means_clip", "class_spreads_clip", "query_reserve")
+"""Settings of privacy that are about the questions of `method: portraits`."""
 
 
 class OptimizerConfig(Section):
@@ -344,6 +342,11 @@ class RuntimeConfig(Section):
 class RunConfig(Section):
     """One run: a data set, a backbone, a plan."""
 
+    method: Literal["diffusion", "portraits"] = "diffusion"
+    """diffusion: a latent diffusion model is tuned by noised gradients (the paper's). portraits: all of epsilon goes
+    into noised means and covariances of the latents of each class, and images are drawn from these Gaussians; nothing
+    is tuned, and it takes minutes. For classes, and latents of at most 1,024 numbers."""
+
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the run's folder."""
     licence: str = Field("unknown", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
@@ -367,6 +370,45 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     evolution: EvolutionConfig = EvolutionConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _portraits_are_of_classes(self) -> Self:
+        if self.method == "portraits" and (not self.data.labels or self.data.caption_column):
+            raise ValueError("method: portraits is for classes: declare data.labels, or choose method: diffusion")
+        return self
+
+    @model_validator(mode="after")
+    def _portraits_tune_nothing(self) -> Self:
+        if self.method == "portraits" and (idle := self._settings_of_diffusion()):
+            raise ValueError(
+                f"{idle[0]} is not for method: portraits, which tunes nothing: leave it out, or set method: diffusion"
+            )
+        return self
+
+    def _settings_of_diffusion(self) -> list[str]:
+        """Settings other than their defaults that only `method: diffusion` heeds."""
+        mine, usual = self.privacy, PrivacyConfig(dataset_id=self.privacy.dataset_id)
+        of_tuning = [name for name in OF_DIFFUSION if getattr(mine, name) != getattr(usual, name)]
+        rest = {"trainable": "attention", "tune_embedder": True, "optimizer": OptimizerConfig()}
+        rest |= {"selection": SelectionConfig()}
+        others = [name for name, value in rest.items() if getattr(self, name) != value]
+        return [*(f"privacy.{name}" for name in of_tuning), *others]
+
+    @model_validator(mode="after")
+    def _settings_of_a_question_have_it(self) -> Self:
+        privacy, portraits = self.privacy, self.method == "portraits"
+        means, spreads = privacy.class_means_noise is not None, privacy.class_spreads_noise is not None
+        needed = {
+            "class_means_clip": (privacy.class_means_clip is not None, means, "class_means_noise"),
+            "class_spreads_clip": (privacy.class_spreads_clip is not None, spreads, "class_spreads_noise"),
+            "class_parts": (privacy.class_parts > 1, means, "class_means_noise"),
+        }
+        for name, (given, asked, question) in needed.items():
+            if given and not (asked or portraits):
+                raise ValueError(
+                    f"privacy.{name} is for privacy.{question} or method: portraits: set one of them, or leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _groups_have_a_column(self) -> Self:

@@ -13,20 +13,22 @@ from torch import nn
 
 from dpldm.config import RunConfig
 from dpldm.device import chosen_device
-from dpldm.models.autoencoder import encode, images_at_once
+from dpldm.errors import UserError
+from dpldm.models.autoencoder import decode, encode, images_at_once, latent_shape
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.models.choices import attention_modules
 from dpldm.models.public_classes import adapt
 from dpldm.models.trainable import choose_trainable
-from dpldm.outlook import Outlook, Start, outlook
+from dpldm.outlook import Outlook, Start, outlook, outlook_of_portraits
 from dpldm.privacy.accounting import Adjacency
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import CERTAIN
+from dpldm.privacy.questions import ClassMeans
 from dpldm.privacy.selection import SelectionPlan, trial_of
 from dpldm.run import bytes_of_latents, latent_entries, paid_plan, plan_of
 from dpldm.sampling import Sampler
-from dpldm.train.checks import check_fit
+from dpldm.train.checks import check_fit, check_images
 from dpldm.train.made_up import made_up_losses
 from dpldm.train.memory import (
     ALLOCATOR,
@@ -69,11 +71,16 @@ class Forecast:
     epsilon_of_person: list[tuple[int, float]]
     """(images, epsilon for all of them together) where the unit is one image and no selection is made."""
     epsilon_of_queries: float  # what the plan's questions alone would cost; part of epsilon
-    trainable_parameters: int
+    trainable_parameters: int  # 0 if nothing is tuned
     total_parameters: int
-    noise_to_signal: float
-    """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have."""
-    seconds: float | None  # fine-tuning, on this machine, on average over the number of trials; None if not timed
+    noise_to_signal: float | None
+    """sigma * sqrt(P) / L: norm of the noise in a step over the largest norm that the mean gradient could have. None if
+    nothing is tuned."""
+    noise_in_means: float | None
+    """Norm of the noise in the mean latent of a class of average size, in units of R; None if means are not asked."""
+    seconds: float | None
+    """Fine-tuning on this machine, on average over the number of trials, or encoding and asking where nothing is tuned;
+    None if not timed."""
     images_to_draw: int
     seconds_of_drawing: float | None  # all of them, on this machine; None if not timed
     rows_at_once: int  # examples in a pass
@@ -109,8 +116,10 @@ def choices(config: RunConfig) -> list[Choice]:
     """Every named choice of `trainable` under the run's plan, with the embedder if `tune_embedder`; opens no image.
 
     Raises:
-        UserError: a constant is missing or out of range, or the backbone does not fit.
+        UserError: a constant is missing or out of range, the backbone does not fit, or nothing is tuned.
     """
+    if config.method == "portraits":
+        raise UserError("method: portraits tunes nothing, so there is nothing to choose: leave out --choices.")
     constants, backbone = plan_of(config), load_backbone(config.backbone)
     check_fit(config, backbone)
     network, called = backbone.denoiser, backbone.family.names
@@ -137,6 +146,8 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     Raises:
         UserError: a constant is missing or out of range, or the backbone does not fit.
     """
+    if config.method == "portraits":
+        return _plan_of_portraits(config, timed)
     paid, before = paid_plan(config), resident()
     constants, selection = trial_of(paid), paid if isinstance(paid, SelectionPlan) else None
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
@@ -146,7 +157,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio, warnings = _noise_to_signal(constants, tuned), _warnings(config, constants)
     per_example, per_drawn, memory = None, None, None
-    to_draw = math.ceil(sum(config.sampling.label_counts or (config.sampling.count,)) / config.sampling.keep)
+    to_draw = _images_to_draw(config)
     if timed:
         per_drawn = _seconds_of_an_image(config, backbone, tuner.network)  # in float32, as it will be
         tuner.settle(backbone, config, constants)
@@ -171,6 +182,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         trainable_parameters=tuned,
         total_parameters=total,
         noise_to_signal=ratio,
+        noise_in_means=_noise_in_means(config, constants),
         seconds=None if per_example is None else per_example * examples,
         images_to_draw=to_draw,
         seconds_of_drawing=None if per_drawn is None else per_drawn * to_draw,
@@ -179,6 +191,75 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         outlook=_outlook(config, constants, ratio),
         warnings=warnings,
     )
+
+
+def _plan_of_portraits(config: RunConfig, timed: bool) -> Forecast:
+    """The forecast where nothing is tuned.
+
+    Raises:
+        UserError: see `plan`.
+    """
+    constants = plan_of(config)
+    backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
+    check_images(config, backbone)
+    to_draw, per_asked, per_drawn = _images_to_draw(config), None, None
+    if timed:
+        per_asked, per_drawn = _seconds_of_a_record(config, backbone), _seconds_of_decoding(config, backbone)
+    images = constants.records * constants.images_per_unit
+    return Forecast(
+        plan=constants,
+        selection=None,
+        epsilon_curve=constants.epsilon_curve(),
+        epsilon=constants.stated_epsilon(),
+        epsilon_replace_one=constants.stated_epsilon(Adjacency.REPLACE_ONE),
+        epsilon_of_person=_of_person(constants),
+        epsilon_of_queries=constants.epsilon_after(0),
+        trainable_parameters=0,
+        total_parameters=sum(p.numel() for p in backbone.denoiser.parameters()),
+        noise_to_signal=None,
+        noise_in_means=_noise_in_means(config, constants),
+        seconds=None if per_asked is None else per_asked * images,
+        images_to_draw=to_draw,
+        seconds_of_drawing=None if per_drawn is None else per_drawn * to_draw,
+        rows_at_once=1,
+        memory=None,
+        outlook=outlook_of_portraits(constants.records, constants.queries[0].noise_multiplier, len(config.data.labels)),
+        warnings=_warnings(config, constants),
+    )
+
+
+def _images_to_draw(config: RunConfig) -> int:
+    return math.ceil(sum(config.sampling.label_counts or (config.sampling.count,)) / config.sampling.keep)
+
+
+def _noise_in_means(config: RunConfig, constants: PrivacyPlan) -> float | None:
+    """Of a class that is not in parts: see `Forecast`."""
+    asked = (question for question in constants.queries if isinstance(question, ClassMeans))
+    noise = next((question.noise_multiplier for question in asked), None)
+    per_class = constants.records / max(1, len(config.data.labels))
+    return None if noise is None else noise * math.sqrt(latent_entries(config)) / per_class
+
+
+def _seconds_of_a_record(config: RunConfig, backbone: Backbone) -> float:
+    """To encode it and to add its square to a covariance, seen on images of no one; the first pass warms up."""
+    size, seconds = config.data.image_size, 0.0
+    images = np.zeros((min(ROWS_TO_TIME, images_at_once(size)), size, size, config.data.channels), np.uint8)
+    for _ in range(2):
+        start = time.perf_counter()
+        latents = encode(backbone.autoencoder, images).mean.flatten(1).double()
+        latents.T @ latents
+        seconds = time.perf_counter() - start
+    return seconds / len(images)
+
+
+def _seconds_of_decoding(config: RunConfig, backbone: Backbone) -> float:
+    """An image; the first pass warms up."""
+    shape, seconds = latent_shape(backbone.autoencoder, config.data.image_size), 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        decode(backbone.autoencoder, torch.randn(ROWS_TO_TIME, *shape), config.data.image_size)
+        seconds = time.perf_counter() - start
+    return seconds / ROWS_TO_TIME
 
 
 def _of_person(constants: PrivacyPlan) -> list[tuple[int, float]]:
@@ -265,7 +346,9 @@ def _outlook(config: RunConfig, constants: PrivacyPlan, noise_to_signal: float) 
 
 
 def start_of(config: RunConfig) -> Start:
-    """What tuning starts from."""
+    """What tuning starts from, and what images are drawn from where nothing is tuned."""
+    if config.method == "portraits":
+        return Start.PORTRAITS
     if config.optimizer.warm_start_steps == 0:
         return Start.NOTHING
     return Start.CLASS_MEANS if config.privacy.class_spreads_noise is None else Start.PORTRAITS
@@ -292,13 +375,12 @@ def _warnings(config: RunConfig, constants: PrivacyPlan) -> list[str]:
             f"privacy.public_classes_noise {noise:g} hides what fewer than {CERTAIN * noise:.0f} images resemble, and "
             f"there are {per_class:.0f} to a class: most of its variety will not be drawn."
         )
-    if (noise := config.privacy.class_means_noise) is not None:
-        error = noise * math.sqrt(latent_entries(config)) / per_class  # norm of the noise in a mean, in units of R
-        if error > MEANS_TOO_FAR_OFF:
-            found.append(
-                f"privacy.class_means_noise {noise:g} puts the mean latent of a class of {per_class:.0f} records off "
-                f"by about {error:.1f} of the norm they are cut to: classes are hardly farther apart."
-            )
+    error = _noise_in_means(config, constants)
+    if error is not None and error > MEANS_TOO_FAR_OFF:
+        found.append(
+            f"The noise on class means puts the mean latent of a class of {per_class:.0f} records off by about "
+            f"{error:.1f} of the norm they are cut to: classes are hardly farther apart."
+        )
     if constants.epsilon > 5:
         found.append(f"Epsilon {constants.epsilon:g} is a weak worst-case promise; 1 is strong.")
     if constants.public_benchmark:

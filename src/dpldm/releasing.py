@@ -34,14 +34,18 @@ from dpldm.scanning.kinds import SHARES
 from dpldm.tuned import Finished, finished, ledger_entries, public_class_shares, tuned_network, tuned_weights
 
 What = Literal["data", "model", "both"]
+OF_SOLVERS = {"sampler", "steps", "eta", "guidance"}
+"""Settings of sampling that a reverse process heeds."""
 
 
 def release(config: RunConfig, what: What = "data", on_progress: OnProgress = unseen) -> Path:
     """Write the release directory of a finished run and return it.
 
     Raises:
-        UserError: the run is not finished, or an older release is in the way.
+        UserError: the run is not finished, or has no model to release; or an older release is in the way.
     """
+    if config.method == "portraits" and what != "data":
+        raise UserError("Nothing was tuned by method: portraits, so there is no model to release: leave out --what.")
     statement = privacy_statement(config)
 
     def fill(directory: Path) -> None:
@@ -196,6 +200,8 @@ def statement_of(
 def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
     """What was declared public, and is therefore not protected; and which candidate a selection kept, which is an
     output of it."""
+    if config.method == "portraits":
+        return declared_always(config)
     data, optimizer, further = config.data, config.optimizer.model_dump(mode="json"), dict[str, Any]()
     if data.labels and kind_of(config.backbone)[0].told == "captions":
         further["caption_template"] = data.caption_template
@@ -210,8 +216,8 @@ def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
 
 
 def declared_always(config: RunConfig) -> dict[str, Any]:
-    """What was declared of the data, and how images were drawn. Paths are left out."""
-    data = config.data
+    """What was declared of the data, and how images were drawn; no paths, and no solver if none was used."""
+    data, idle = config.data, {"prompts"} | (OF_SOLVERS if config.method == "portraits" else set())
     return {
         "records": config.privacy.records,
         "labels": list(data.labels),
@@ -219,7 +225,7 @@ def declared_always(config: RunConfig) -> dict[str, Any]:
         "channels": data.channels,
         "crop": data.crop,
         "window": list(data.window) if data.window else None,
-        "sampling": config.sampling.model_dump(mode="json", exclude={"prompts"}),
+        "sampling": config.sampling.model_dump(mode="json", exclude=idle),
     }
 
 

@@ -25,7 +25,7 @@ from dpldm.report.document import BASELINES, Edition, Recorded, report_of
 from dpldm.report.page import page
 from dpldm.report.registry import registry_draft
 from dpldm.report.samples import load_samples
-from dpldm.report.wording import asks_alone, trial_constants
+from dpldm.report.wording import trial_constants
 from dpldm.run import Run
 from dpldm.verdict import Verdict, verdict
 from dpldm.verifying import read_statement, verify
@@ -101,10 +101,10 @@ def _require_run(directory: Path) -> None:
     """
     if not (directory / "privacy.json").is_file():
         return
-    if asks_alone(read_statement(directory)["plan"]):
+    if "/" in str(read_statement(directory)["plan"].get("run")):  # no run's own name holds one
         raise UserError(
-            f"{directory} is what a baseline released, and reports are for what was tuned: its README.md states "
-            "the guarantee, and `dpldm verify` checks it."
+            f"{directory} is what a baseline released, and reports are for runs: its README.md states the guarantee, "
+            "and `dpldm verify` checks it."
         )
     raise UserError(f"{directory} is a release: give the folder of its run, {directory.resolve().parent}.")
 

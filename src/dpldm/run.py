@@ -22,7 +22,7 @@ from dpldm.config import PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.models.backbone import bytes_of_network, latent_entries_of, public_classes_of
 from dpldm.privacy.durable import replace_file
-from dpldm.privacy.plan import PrivacyPlan, calibrated, default_reserve
+from dpldm.privacy.plan import PrivacyPlan, asking_alone, calibrated, default_reserve
 from dpldm.privacy.questions import (
     CandidateScores,
     ClassHistogram,
@@ -180,7 +180,7 @@ class Run:
 def settings_of_training(config: RunConfig) -> dict[str, Any]:
     """The sections that trained weights depend on; test images and the ledger's place are not among them."""
     settings: dict[str, Any] = config.model_dump(
-        include={"data", "backbone", "trainable", "tune_embedder", "privacy", "optimizer", "selection"}
+        include={"method", "data", "backbone", "trainable", "tune_embedder", "privacy", "optimizer", "selection"}
     )
     del settings["data"]["test_path"], settings["privacy"]["ledger"], settings["privacy"]["cap"]
     return settings
@@ -243,15 +243,16 @@ def require_portraits(config: RunConfig) -> None:
         UserError: latents are too long for covariances, or the backbone has fewer classes than parts are asked for.
     """
     privacy, entries = config.privacy, latent_entries(config)
-    if privacy.class_spreads_noise is not None and entries > MOST_ENTRIES_OF_SPREADS:
+    spreads = config.method == "portraits" or privacy.class_spreads_noise is not None
+    if spreads and entries > MOST_ENTRIES_OF_SPREADS:
         raise UserError(
-            "Covariances of classes (privacy.class_spreads_noise, `dpldm baseline portraits`) are for latents of at "
-            f"most {MOST_ENTRIES_OF_SPREADS:,} numbers, and those of this backbone have {entries:,}: leave them out."
+            "Covariances of classes (method: portraits, privacy.class_spreads_noise) are for latents of at most "
+            f"{MOST_ENTRIES_OF_SPREADS:,} numbers, and those of this backbone have {entries:,}: leave them out."
         )
-    if privacy.class_spreads_noise is not None and len(config.data.labels) * entries**2 > MOST_NUMBERS_OF_SPREADS:
+    if spreads and len(config.data.labels) * entries**2 > MOST_NUMBERS_OF_SPREADS:
         raise UserError(
             f"The covariances of {len(config.data.labels)} classes have more than {MOST_NUMBERS_OF_SPREADS:,} numbers "
-            "together: leave out privacy.class_spreads_noise."
+            "together: leave them out (method: diffusion, without privacy.class_spreads_noise)."
         )
     if privacy.class_parts > 1 and (own := public_classes_of(config.backbone)) < privacy.class_parts:
         raise UserError(
@@ -273,28 +274,30 @@ def questions_of(config: RunConfig) -> tuple[Question, ...]:
     """
     require_portraits(config)
     privacy, questions, reserve = config.privacy, list[Question](), config.privacy.query_reserve
+    means_noise, spreads_noise = privacy.class_means_noise, privacy.class_spreads_noise
+    if config.method == "portraits":
+        means_noise = spreads_noise = 1.0  # until they are calibrated
     if privacy.histogram_noise is not None:
         questions.append(ClassHistogram(noise_multiplier=privacy.histogram_noise, reserve=reserve))
     if privacy.public_classes_noise is not None:
         cells = public_classes_of(config.backbone)
         noise = privacy.public_classes_noise
         questions.append(PublicClassHistogram(noise_multiplier=noise, public_classes=cells, reserve=reserve))
-    if privacy.class_means_noise is not None:
+    if means_noise is not None:
         # Public latents have deviation 1 in every channel, so this is about their norm.
         clip_norm = privacy.class_means_clip or math.sqrt(latent_entries(config))
-        noise, parts = privacy.class_means_noise, privacy.class_parts
-        questions.append(ClassMeans(noise_multiplier=noise, clip_norm=clip_norm, parts=parts, reserve=reserve))
-    if privacy.class_spreads_noise is not None:
+        parts = privacy.class_parts
+        questions.append(ClassMeans(noise_multiplier=means_noise, clip_norm=clip_norm, parts=parts, reserve=reserve))
+    if spreads_noise is not None:
         clip_norm = privacy.class_spreads_clip or WITHIN_CLASSES * math.sqrt(latent_entries(config))
-        noise = privacy.class_spreads_noise
-        questions.append(ClassSpreads(noise_multiplier=noise, clip_norm=clip_norm, reserve=reserve))
+        questions.append(ClassSpreads(noise_multiplier=spreads_noise, clip_norm=clip_norm, reserve=reserve))
     if config.selection.learning_rates:
         questions.append(CandidateScores(noise_multiplier=config.selection.score_noise, candidates=1))
     return tuple(questions)
 
 
 def plan_of(config: RunConfig) -> PrivacyPlan:
-    """The constants of one run of Algorithm 1; reads no image. For a selection, those of each trial.
+    """The constants of one run; reads no image. For a selection, those of each trial.
 
     Raises:
         UserError: a constant is missing or out of range.
@@ -310,6 +313,8 @@ def paid_plan(config: RunConfig) -> Plan:
     """
     constants, candidates = declared_constants(config), len(config.selection.learning_rates)
     try:
+        if config.method == "portraits":
+            return asking_alone(constants)
         return (
             make_selection(constants, config.selection.mean_trials, candidates) if candidates else calibrated(constants)
         )
@@ -318,7 +323,7 @@ def paid_plan(config: RunConfig) -> Plan:
 
 
 def declared_constants(config: RunConfig) -> PrivacyPlan:
-    """The plan of a run of Algorithm 1 before its noise is calibrated: its noise multiplier is 0.
+    """The plan of a run before its noise is calibrated: its noise multiplier is 0.
 
     Raises:
         UserError: a constant is missing or out of range.

@@ -1,4 +1,4 @@
-"""Synthetic images from the tuned model: post-processing, no privacy cost.
+"""Synthetic images from the tuned model, or from portraits: post-processing, no privacy cost.
 
 The network that is sampled is exactly the one that was trained: the averaged weights where it was tuned
 (embedder included), the public weights everywhere else. Nothing here reads a private image.
@@ -31,8 +31,9 @@ from dpldm.privacy.durable import replace_file
 from dpldm.privacy.queries import class_shares, counts_by_share
 from dpldm.run import Run
 from dpldm.scanning.kinds import SHARES
+from dpldm.train.portraits import Portraits
 from dpldm.train.public_data import step_generator
-from dpldm.tuned import finished, noised_histogram, public_class_shares, tuned_network
+from dpldm.tuned import finished, noised_histogram, portraits_of, public_class_shares, tuned_network
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def sample(config: RunConfig) -> Iterator[SampleStep]:
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     if config.runtime.tiling:
         tile(backbone.autoencoder)
+    if config.method == "portraits":
+        yield from draw_portraits(config, backbone, portraits_of(config))
+        return
     shares = public_class_shares(config)
     yield from draw_all(config, backbone, tuned_network(config, backbone), settings_of_sampling(config), shares)
 
@@ -77,6 +81,16 @@ def draw_all(
     told = labels if shares is None else with_public_classes(labels, shares, settings.seed)
     draw = Sampler(backbone, network, settings, config.data.image_size, texts)
     yield from draw_batches(config, settings, labels, lambda rows, generator: draw(told[rows], generator))
+
+
+def draw_portraits(config: RunConfig, backbone: Backbone, known: Portraits) -> Iterator[SampleStep]:
+    """`sample` by latents drawn from portraits of the classes, without any network but the decoder."""
+    labels = planned_labels(config.sampling, len(config.data.labels))
+
+    def draw(rows: slice, generator: torch.Generator) -> NDArray[np.uint8]:
+        return decode(backbone.autoencoder, known.draw(labels[rows], generator), config.data.image_size)
+
+    yield from draw_batches(config, config.sampling, labels, draw)
 
 
 def draw_batches(

@@ -1,6 +1,6 @@
-"""The tuned model of a finished run: the one gate between fine-tuning and everything that follows it.
+"""The tuned model of a finished run, or its portraits: the one gate between what sees private images and what follows.
 
-Weights are handed out only together with the plan they were trained under, so that no statement can name another one.
+They are handed out only together with the plan they were paid by, so that no statement can name another one.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from dpldm.privacy.selection import Plan, trial_of
 from dpldm.run import Run, paid_plan, require_same_backbone
 from dpldm.train.asking import Kind, answered
 from dpldm.train.checkpoint import load_checkpoint
+from dpldm.train.portraits import Portraits
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ def finished(config: RunConfig) -> Finished:
     if facts["updates"] < trial_of(plan).steps and ledger.attempts(plan) < plan.attempts:
         raise UserError(f"The run {config.name!r} has not come to its end: run `dpldm finetune` again, it continues.")
     return Finished(plan, int(facts["updates"]), backbone, facts.get("candidate"))
+
+
+def portraits_of(config: RunConfig) -> Portraits:
+    """The portraits that the run's images are drawn from, of a run with `method: portraits`.
+
+    Raises:
+        UserError: see `finished`.
+    """
+    finished(config)
+    groups, _ = load_checkpoint(Run(config).checkpoint, paid_for=True)
+    return Portraits(**groups["portraits"])
 
 
 def tuned_network(config: RunConfig, backbone: Backbone) -> nn.Module:

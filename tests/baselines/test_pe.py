@@ -250,7 +250,7 @@ def test_the_ledger_tells_of_its_rounds_and_there_is_nothing_to_audit_or_report_
     with pytest.raises(UserError, match="audits are for what was tuned"):
         next(audit(planned(released(config, "pe"), None)))
     assert main(["report", str(released(config, "pe"))]) == 2
-    assert "reports are for what was tuned: its README.md states the guarantee" in capsys.readouterr().err
+    assert "reports are for runs: its README.md states the guarantee" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import yaml
 from scipy.stats import norm
 from torch import Tensor
 
-from dpldm.baselines.portraits import asked, portraits, portraits_run
+from dpldm.baselines.portraits import portraits, portraits_run
 from dpldm.baselines.shown import released
 from dpldm.cli import main
 from dpldm.config import RunConfig
@@ -33,6 +33,7 @@ from dpldm.train import asking
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.finetune import finetune
 from dpldm.train.portraits import Portraits
+from dpldm.train.portraying import asked
 from dpldm.verifying import verify
 from tiny_runs import Means, write_images
 
@@ -206,7 +207,7 @@ def test_what_cannot_be_is_refused_before_anything_is_charged(config: RunConfig)
 def test_draws_are_about_the_mean_of_their_class(config: RunConfig, monkeypatch: Patch) -> None:
     """With as little noise as may be declared, and none drawn: against the latents themselves."""
     without_noise(monkeypatch)
-    monkeypatch.setattr("dpldm.baselines.result.calibrate_noise", lambda *given: LEAST_NOISE)
+    monkeypatch.setattr("dpldm.privacy.plan.calibrate_noise", lambda *given: LEAST_NOISE)
     config = changed(config, "privacy", class_means_clip=3.0, class_means_noise=1.0)
     known = only_asked(config)
     run, _ = portraits_run(config)
@@ -316,4 +317,4 @@ def test_the_command(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["ledger", "show", str(Run(config).ledger)]) == 0
     assert "tiny/portraits: epsilon 0.5, delta 0.001, queries alone, no gradients" in capsys.readouterr().out
     assert main(["report", str(released(config, "portraits"))]) == 2
-    assert "reports are for what was tuned" in capsys.readouterr().err
+    assert "reports are for runs" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The internal look at a data set, and the configuration it starts."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +164,7 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
     write_config(inspect_source(clinic, group_column="patient"), path)
     assert yaml.safe_load(path.read_text()) == {
         "name": "run",
+        "method": "portraits",
         "data": {
             "path": str(clinic),
             "image_size": 32,
@@ -185,6 +185,7 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
             "epsilon": 10,
             "delta": 1e-5,
             "cap": None,
+            "class_parts": 1,
         },
         "sampling": {"count": 10000},
         "evaluation": {"protocol": "screen"},
@@ -200,19 +201,21 @@ def test_config(clinic: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_start_that_a_config_proposes_can_be_used(clinic: Path, tmp_path: Path) -> None:
+def test_what_a_config_proposes_can_be_used(clinic: Path, tmp_path: Path) -> None:
+    """Portraits where there are classes, also with the proposal behind a mark; a model where there are none."""
     path = tmp_path / "run.yaml"
     write_config(inspect_source(clinic), path)
-    words = path.read_text(encoding="utf-8")
-    marked = [line for line in words.splitlines() if re.match(r" *# (class_|optimizer:|warm_)", line)]
-    assert len(marked) == 5, "as many as it says"
-    for line in marked:
-        words = words.replace(line, line.replace("# ", ""))
-    path.write_text(words, encoding="utf-8")
-    config = load_config(RunConfig, path, [("privacy.records", "20000")])
-    assert config.optimizer.warm_start_steps == 1500
-    assert (config.privacy.class_parts, config.privacy.class_spreads_noise) == (16, 15)
+    words, records = path.read_text(encoding="utf-8"), [("privacy.records", "20000")]
+    config = load_config(RunConfig, path, records)
+    assert (config.method, config.privacy.query_reserve) == ("portraits", 2)
     require_portraits(config)
+    assert words.count("  # query_reserve: 0") == 1
+    path.write_text(words.replace("# query_reserve: 0", "query_reserve: 0"), encoding="utf-8")
+    assert load_config(RunConfig, path, records).privacy.query_reserve == 0
+    (tmp_path / "flat").mkdir()
+    Image.new("L", (2, 2)).save(tmp_path / "flat" / "1.png")
+    write_config(inspect_source(tmp_path / "flat"), tmp_path / "flat.yaml")
+    assert load_config(RunConfig, tmp_path / "flat.yaml", records).method == "diffusion"
 
 
 def test_names_of_all_scripts_stay_legible(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def classifier_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
         }
     )
     selection = config.selection.model_copy(update={"learning_rates": ()})
-    sections = {"privacy": privacy, "selection": selection, "optimizer": SETTINGS}
+    sections = {"method": "diffusion", "privacy": privacy, "selection": selection, "optimizer": SETTINGS}
     plan = plan_of(config.model_copy(update=sections))
     require_cap(config, "classifier")
     Run(config).create()

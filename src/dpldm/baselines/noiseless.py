@@ -35,10 +35,13 @@ def noiseless(config: RunConfig, on_progress: OnProgress = unseen) -> Baseline:
     """The run's own result without noise on its gradients (its queries keep theirs). Resumes like a run.
 
     Raises:
-        UserError: the images are not published, the config declares a selection or no classes, or see `finetune`.
+        UserError: the images are not published, the config declares a selection or no classes, or tunes nothing; or see
+            `finetune`.
     """
     require_published(config, "noiseless")
     require_classes(config)
+    if config.method == "portraits":
+        raise UserError("The baseline noiseless tunes without noise, and method: portraits tunes nothing.")
     if config.selection.learning_rates:
         raise UserError("A baseline without noise has nothing to select: leave selection.learning_rates out.")
     check_evaluation(config)

@@ -82,7 +82,7 @@ def pe_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
         )
     except ValueError as error:
         raise UserError(str(error)) from None
-    return run_that_asks(config, "pe", untuned(config.privacy), (votes_of_a_round,))
+    return run_that_asks(config, "pe", untuned(config.privacy), (votes_of_a_round,), method="diffusion")
 
 
 class PublicModel:

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpldm.config import OptimizerConfig, PrivacyConfig, RunConfig, SelectionConfig
+from dpldm.config import OF_DIFFUSION, OF_PORTRAITS, OptimizerConfig, PrivacyConfig, RunConfig, SelectionConfig
 from dpldm.errors import UserError
 from dpldm.evaluation.utility import Score
 from dpldm.models.autoencoder import Posterior
-from dpldm.privacy.accounting import calibrate_noise
 from dpldm.privacy.durable import replace_file
 from dpldm.privacy.ledger import LedgerError, read_ledger
-from dpldm.privacy.plan import PrivacyPlan
-from dpldm.privacy.questions import LEAST_NOISE, Question
+from dpldm.privacy.plan import PrivacyPlan, asking_alone
+from dpldm.privacy.questions import Question
 from dpldm.run import Run, declared_constants
 
 
@@ -72,34 +71,24 @@ def run_of(config: RunConfig, kind: str, ledger: Path, **sections: Any) -> Run:
 
 
 def run_that_asks(
-    config: RunConfig, kind: str, privacy: PrivacyConfig, questions: tuple[Question, ...] = ()
+    config: RunConfig, kind: str, privacy: PrivacyConfig, questions: tuple[Question, ...] = (), **changes: Any
 ) -> tuple[Run, PrivacyPlan]:
     """The run of a baseline that asks and tunes nothing, in the config's folder and ledger, and its plan: unit,
     records, epsilon, delta and kind of noise as declared, the same noise for all questions, enough for all attempts.
 
     Args:
         privacy: in place of the config's.
-        questions: what is asked, their noise not yet calibrated. Left out: what `privacy` asks.
+        questions: what is asked, their noise not yet calibrated. Left out: what the settings ask.
+        changes: further settings that differ from the config's.
 
     Raises:
         UserError: see `plan_of`; or see `require_cap`.
     """
-    sections = {"privacy": privacy, "optimizer": OptimizerConfig(), "selection": SelectionConfig()}
+    sections = {"privacy": privacy, "optimizer": OptimizerConfig(), "selection": SelectionConfig(), **changes}
     constants = declared_constants(config.model_copy(update=sections))
-    questions = questions or constants.queries
     try:
-        # A Gaussian on everybody is one on Poisson samples of probability 1.
-        attempts = sum(question.attempts for question in questions)
-        noise = calibrate_noise(constants.epsilon, constants.delta, 1.0, attempts)
-        if noise < LEAST_NOISE:
-            raise UserError("At this privacy.epsilon hardly any noise is left, which no plan may state: lower it.")
-        plan = replace(
-            constants,
-            run=f"{config.name}/{kind}",
-            expected_batch_size=constants.records,
-            steps=0,
-            reserve_steps=0,
-            queries=tuple(replace(question, noise_multiplier=noise) for question in questions),
+        plan = asking_alone(
+            replace(constants, run=f"{config.name}/{kind}", queries=questions or constants.queries),
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -109,27 +98,9 @@ def run_that_asks(
 
 
 def untuned(privacy: PrivacyConfig) -> PrivacyConfig:
-    """What is promised of whom, as declared; all that is about tuning a backbone at rest."""
-    return privacy.model_copy(
-        update={
-            "expected_batch_size": None,
-            "steps": 1,
-            "reserve_steps": None,
-            "max_grad_norm": 1.0,
-            "clipping": "flat",
-            "draws_per_example": 1,
-            "max_batch_size": None,
-            "most_records": None,
-            "histogram_noise": None,
-            "class_means_noise": None,
-            "public_classes_noise": None,
-            "class_means_clip": None,
-            "class_parts": 1,
-            "class_spreads_noise": None,
-            "class_spreads_clip": None,
-            "query_reserve": 2,
-        }
-    )
+    """What is promised of whom, as declared; all that is about tuning a backbone, or about portraits, at rest."""
+    at_rest = PrivacyConfig(dataset_id=privacy.dataset_id)
+    return privacy.model_copy(update={name: getattr(at_rest, name) for name in (*OF_DIFFUSION, *OF_PORTRAITS)})
 
 
 def require_cap(config: RunConfig, kind: str) -> None:

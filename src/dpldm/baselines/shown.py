@@ -49,7 +49,7 @@ def released_and_measured(
     synthetic = all_drawn(run.config, run.config.sampling)
     kinds = config.data.labels or prompts_of(config)
     save_contact_sheet(run.directory / "contact-sheet.png", synthetic.images, synthetic.labels, kinds)
-    statement = statement_of(config, plan, 0, ledger_entries(run.config), declared_always(config) | declared)
+    statement = statement_of(config, plan, 0, ledger_entries(run.config), declared_always(run.config) | declared)
     release_images(config, statement, synthetic, released(config, kind), on_progress)
     found = measured(
         config,

@@ -207,6 +207,8 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> Facts:
 
 
 def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
+    if config.method == "portraits":
+        return _portray(config)
     if config.selection.learning_rates:
         return _select(config)
     from dpldm.planning import plan
@@ -230,6 +232,19 @@ def _finetune(config: RunConfig, given: argparse.Namespace) -> Facts:
         out.print(f"finetune: done; the release states epsilon {stated}, which pays for the reserve too")
     elif last.ended_early:
         out.print(f"The reserve of attempts is used up: the run ends after {last.number} of {last.steps} updates.")
+    return None
+
+
+def _portray(config: RunConfig) -> Facts:
+    from dpldm.report.wording import upper
+    from dpldm.run import plan_of
+    from dpldm.train.portraying import portray
+
+    portray(config)
+    stated = upper(plan_of(config).stated_epsilon())
+    out.print(
+        f"portraits: the questions are answered; the release states epsilon {stated}, which pays for the reserve too"
+    )
     return None
 
 
@@ -297,7 +312,7 @@ def _show_outlook(config: RunConfig, utility: "UtilityResult") -> dict[str, Any]
     from dpldm.report.forecast import outlook_lines
 
     accuracy, classes = utility.scores["cnn"].mean, len(config.data.labels)
-    found = of_rehearsal(accuracy, start_of(config), classes)
+    found = of_rehearsal(accuracy, start_of(config), classes, tunes=config.method == "diffusion")
     out.print(outlook_lines(found))
     return asdict(found)
 

@@ -249,12 +249,15 @@ def write_config(inspection: Inspection, path: Path) -> None:
     Raises:
         UserError: the file exists, or cannot be written.
     """
+    portrayed = bool(inspection.labels) and inspection.caption_column is None
     text = _CONFIG.format(
         path=_yaml(str(inspection.path)),
         labels=_yaml([] if inspection.caption_column is not None else list(inspection.labels or ())),
         label_column=_yaml(inspection.label_column),
         caption_column=_yaml(inspection.caption_column),
         group_column=_yaml(inspection.group_column),
+        method=_PORTRAITS if portrayed else _DIFFUSION,
+        recipe=_OF_PORTRAITS if portrayed else _OF_DIFFUSION,
         unit=_UNIT_GROUP if inspection.group_column else _UNIT_IMAGE,
         dataset_id=_yaml(_dataset_id(inspection.path.resolve().name.split(".")[0])),
     )
@@ -290,6 +293,7 @@ _CONFIG = """\
 # Start of a configuration. What it says becomes part of the release: nothing here may come from counting
 # or measuring the private images. `dpldm plan --help` lists all settings.
 name: run              # the run's folder. Another name is another run, and paid for again
+{method}
 data:
   path: {path}
   image_size: 32       # every image is resized to it: what the bundled backbones were trained on
@@ -315,14 +319,7 @@ privacy:
   # The most that may ever be spent on this data set, [epsilon, delta]; fixed by the first run. Blank: that run's own,
   # so that there can be no second run and no baseline.
   cap:
-  # With some thousand images in each class, more is learnt from a start from noised portraits of the classes, paid for
-  # within epsilon (docs/choosing.md). Take away these five marks, and double the noise for epsilon 1:
-  # class_means_noise: 10
-  # class_parts: 16
-  # class_spreads_noise: 15
-
-# optimizer:
-  # warm_start_steps: 1500
+{recipe}
 
 sampling:
   count: 10000         # synthetic images: more cost time, no privacy
@@ -330,6 +327,24 @@ sampling:
 evaluation:
   protocol: screen     # of data.test_path: a CNN that learns from 10,000 of them. quick takes fewer, full 60,000
 """
+
+_PORTRAITS = """\
+# portraits: all of epsilon for a noised portrait of each class, in minutes; best where the images are to train a
+# classifier. diffusion: a model is tuned, as in the paper (docs/choosing.md).
+method: portraits"""
+
+_OF_PORTRAITS = """\
+  # How many parts of each class are portrayed apart: 1 for some hundred images in each class, 16 for a thousand,
+  # 64 for several thousand.
+  class_parts: 1
+  # Take away this mark for about half of the noise: but then a crash in the seconds of asking ends the run, all spent.
+  # query_reserve: 0"""
+
+_DIFFUSION = """\
+method: diffusion      # a model is tuned; portraits are for images with classes"""
+
+_OF_DIFFUSION = """\
+  steps: 150           # updates, each of a Poisson batch of an eighth of the records if you leave that out"""
 
 _UNIT_IMAGE = """\
   # A public lower bound of the number of images, which you fill in. The exact number is itself private:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from dpldm.privacy.accounting import Adjacency, Cap, WholeRelease, calibrate_noise, epsilon, epsilon_of_group
-from dpldm.privacy.questions import Question, question_of
+from dpldm.privacy.questions import LEAST_NOISE, Question, question_of
 
 SMALLEST_DELTA = 1e-10
 """Below it the accountant's own rounding is no longer negligible (seen at 1e-12)."""
@@ -223,6 +223,29 @@ class PrivacyPlan:
 def default_reserve(steps: int) -> int:
     """R = max(5, 2 % of T): each is an attempt that a crash may waste."""
     return max(5, -(-steps // 50))
+
+
+def asking_alone(plan: PrivacyPlan) -> PrivacyPlan:
+    """The same promise kept by the plan's questions alone: no gradients, and the same noise on every question, such
+    that all their attempts together cost at most its epsilon.
+
+    Raises:
+        ValueError: no noise is enough, or hardly any is needed.
+    """
+    # A Gaussian on everybody is one on Poisson samples of probability 1.
+    attempts = sum(question.attempts for question in plan.queries)
+    noise = calibrate_noise(plan.epsilon, plan.delta, 1.0, attempts)
+    if noise < LEAST_NOISE:
+        raise ValueError("At this privacy.epsilon hardly any noise is left, which no plan may state: lower it.")
+    return replace(
+        plan,
+        expected_batch_size=plan.records,
+        steps=0,
+        reserve_steps=0,
+        max_grad_norm=1.0,
+        noise_multiplier=0.0,
+        queries=tuple(replace(question, noise_multiplier=noise) for question in plan.queries),
+    )
 
 
 def calibrated(plan: PrivacyPlan) -> PrivacyPlan:

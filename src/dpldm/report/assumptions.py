@@ -36,7 +36,8 @@ def assumptions(plan: Plan, plans_on_this_data_set: int) -> list[Assumption]:
 
 
 def _of_the_code(plan: PrivacyPlan, selected: bool) -> list[Assumption]:
-    exact = plan.noise == "grid"
+    if not plan.tunes:
+        return _of_questions(plan)
     answers = " and its part of the noised answers" if plan.queries else ""
     charged = (
         Assumption(
@@ -71,6 +72,39 @@ def _of_the_code(plan: PrivacyPlan, selected: bool) -> list[Assumption]:
             _proved("4"),
         ),
         charged,
+        *_of_the_numbers(plan),
+    ]
+
+
+def _of_questions(plan: PrivacyPlan) -> list[Assumption]:
+    """Of a plan whose questions are all there is."""
+    attempts = sum(question.attempts for question in plan.queries)
+    return [
+        Assumption(
+            "A record reaches the images only through its part of the noised answers.", Status.HOLDS, _proved("Q8")
+        ),
+        Assumption(
+            f"What one {plan.unit} adds to an answer is cut to a fixed norm, whatever it is, before noise is added.",
+            Status.HOLDS,
+            _proved("Q1"),
+        ),
+        Assumption(
+            "Noise comes from the operating system's generator; no seed or state of it is stored.",
+            Status.HOLDS,
+            _proved("4"),
+        ),
+        Assumption(
+            "Every question was written to the ledger before it touched a record.",
+            Status.HOLDS,
+            f"{_proved('Q4')} All {attempts} attempts are accounted for, also those that were not needed.",
+        ),
+        *_of_the_numbers(plan),
+    ]
+
+
+def _of_the_numbers(plan: PrivacyPlan) -> list[Assumption]:
+    exact = plan.noise == "grid"
+    return [
         Assumption(
             "Delta is below 1/records.",
             Status.HOLDS,

@@ -25,6 +25,7 @@ from dpldm.report.curves import (
     gaussian_mu,
 )
 from dpldm.report.wording import (
+    asks_alone,
     chance,
     guarantee_sentence,
     odds_sentence,
@@ -97,7 +98,9 @@ def report_of(statement: Mapping[str, Any], edition: Edition, recorded: Recorded
         "accounting": _accounting(statement["guarantee"], plan),
         "curves": {adjacency.value: _points(curve) for adjacency, curve in curves.items()},
         "trade_off": _trade_off(curves),
-        "spending": None if selected else [[attempts, _up(epsilon)] for attempts, epsilon in trial.epsilon_curve()],
+        "spending": None
+        if selected or not trial.tunes
+        else [[attempts, _up(epsilon)] for attempts, epsilon in trial.epsilon_curve()],
         "unit": _unit(trial),
         "assumptions": [asdict(assumption) for assumption in assumptions(plan, _plans(statement))],
         "ledger": {
@@ -135,6 +138,7 @@ def _guarantee(statement: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         "covers": claim["covers"],
         "mechanism": statement["mechanism"],
         "mu_without_amplification": None if isinstance(plan, SelectionPlan) else _up(gaussian_mu(plan), 2),
+        "tunes": trial_of(plan).tunes,
         "attempts": trial_of(plan).attempts,
         "updates": statement["updates"],
     }
@@ -171,8 +175,9 @@ def _accounting(claim: Mapping[str, Any], plan: Plan) -> list[dict[str, str]]:
         if plan.cap is None:
             checked = "adding or removing one, by other, looser code"
             rows.append(("Rényi cross-check", upper(epsilon_by_renyi(plan)), checked))
-        rows.append(without)
-        if plan.queries:
+        if plan.tunes:
+            rows.append(without)
+        if plan.queries and plan.tunes:
             rows.append(("queries alone", upper(plan.epsilon_after(0)), "part of the stated epsilon"))
     return [{"how": how, "epsilon": epsilon, "meaning": meaning} for how, epsilon, meaning in rows]
 
@@ -212,30 +217,47 @@ def _audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _public(statement: Mapping[str, Any]) -> list[dict[str, str]]:
     """What was declared public and is therefore not protected, a line each."""
     declared, plan = statement["declared_constants"], trial_constants(statement["plan"])
-    sampling, optimizer = declared["sampling"], declared["optimizer"]
+    sampling = declared["sampling"]
     size = f"{declared['image_size']} x {declared['image_size']}, {'grey' if declared['channels'] == 1 else 'colour'}"
     window = f"; 16-bit window {declared['window'][0]} to {declared['window'][1]}" if declared["window"] else ""
-    embedder = "and the class embedder" if declared["tune_embedder"] else "without the class embedder"
     lines = {
         "records": f"{declared['records']:,} as declared; the exact number is not public",
         "classes": _classes(declared["labels"]),
         "images": f"{size}, crop {declared['crop']}{window}",
         "backbone": statement["backbone"]["name"],
+        **({"tuned": "nothing"} if asks_alone(plan) else _tuning(declared, plan)),
+        **{f"query {query['kind']}": _query(query) for query in plan.get("queries", ())},
+        **_selection(statement),
+        **({} if asks_alone(plan) else {"Adam": _adam(declared["optimizer"])}),
+        "drawing": f"{_solver(sampling)}seed {sampling['seed']}{_kept(sampling)}",
+    }
+    return [{"name": name, "value": value} for name, value in lines.items()]
+
+
+def _tuning(declared: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, str]:
+    """Lines for what was tuned, and for the constants of its gradients."""
+    embedder = "and the class embedder" if declared["tune_embedder"] else "without the class embedder"
+    return {
         "tuned": f"{declared['trainable']}, {embedder}",
         "noise multiplier sigma": f"{plan['noise_multiplier']:g}",
         "sampling probability q": f"{plan['expected_batch_size']} / {plan['records']}",
         "attempts T + R": f"{plan['steps']} + {plan['reserve_steps']}",
         "clip norm C, rule": f"{plan['max_grad_norm']:g}, {plan['clipping']}",
         "draws per example K": f"{plan['draws_per_example']}",
-        **{f"query {query['kind']}": _query(query) for query in plan.get("queries", ())},
-        **_selection(statement),
-        "Adam": ", ".join(
-            f"{name.removeprefix('adam_').replace('_', ' ')} {_setting(value)}" for name, value in optimizer.items()
-        ),
-        "drawing": f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}, "
-        f"seed {sampling['seed']}{_kept(sampling)}",
     }
-    return [{"name": name, "value": value} for name, value in lines.items()]
+
+
+def _adam(optimizer: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.removeprefix('adam_').replace('_', ' ')} {_setting(value)}" for name, value in optimizer.items()
+    )
+
+
+def _solver(sampling: Mapping[str, Any]) -> str:
+    """How a reverse process was solved, where there was one."""
+    if "sampler" not in sampling:
+        return "from the noised Gaussians, "
+    return f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}, "
 
 
 def _selection(statement: Mapping[str, Any]) -> dict[str, str]:
@@ -277,6 +299,8 @@ def _query(query: Mapping[str, Any]) -> str:
 def _work(statement: Mapping[str, Any], plan: PrivacyPlan, backbone: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """What the run and its backbone took, as far as it follows from declared constants and public facts."""
     examples, draws = statement["updates"] * plan.expected_batch_size, plan.draws_per_example
+    if not plan.tunes:
+        return [{"name": "answers", "value": f"{sum(question.answers for question in plan.queries)}; no gradients"}]
     kept = " of the trial that was kept" if "learning_rates" in statement["declared_constants"] else ""
     lines = {
         f"updates{kept}": f"{statement['updates']:,} of {plan.steps:,}",

@@ -7,6 +7,7 @@ from rich.text import Text
 from dpldm.evaluation.evaluate import Evaluation
 from dpldm.outlook import Outlook, Verdict
 from dpldm.planning import Choice, Forecast
+from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.selection import SelectionPlan
 from dpldm.progress import duration
 from dpldm.report.wording import upper
@@ -26,30 +27,20 @@ def forecast_table(forecast: Forecast) -> RenderableType:
         table.add_row("", f"for a person with several images: epsilon {of_person}")
     if forecast.selection is not None:
         _add_selection(table, forecast.selection)
-    table.add_row(
-        "sampling probability q",
-        f"{plan.sampling_probability:.5f} = {plan.expected_batch_size} / {plan.records}",
-    )
-    table.add_row("attempts", f"T = {plan.steps} updates + R = {plan.reserve_steps} in reserve")
-    table.add_row("noise multiplier sigma", f"{plan.noise_multiplier}")
-    table.add_row("clip norm C, draws K", f"{plan.max_grad_norm:g}, {plan.draws_per_example}")
+    if plan.tunes:
+        _add_gradients(table, plan)
     for question in plan.queries:
         table.add_row(
             f"query {question.kind}", f"noise {question.noise_multiplier:g}, once, {question.reserve} in reserve"
         )
-    if plan.queries and forecast.selection is None:
-        table.add_row("queries alone", f"epsilon {upper(forecast.epsilon_of_queries)}, part of the guarantee's")
-    curve = "  ".join(f"{n}: {upper(value)}" for n, value in forecast.epsilon_curve)
-    table.add_row("epsilon after attempts", curve)
-    share = forecast.trainable_parameters / forecast.total_parameters
-    table.add_row(
-        "tuned parameters P",
-        f"{forecast.trainable_parameters:,} of {forecast.total_parameters:,} ({share:.0%})",
-    )
-    table.add_row("noise-to-signal", f"{forecast.noise_to_signal:.2f} = sigma sqrt(P) / L, per step")
+    if forecast.noise_in_means is not None:
+        table.add_row("noise in a class's mean", f"{forecast.noise_in_means:.3f} of the norm that latents are cut to")
+    if plan.tunes:
+        _add_tuning(table, forecast)
     if forecast.seconds is not None:
         average = "on average " if forecast.selection is not None else ""
-        table.add_row("fine-tuning here", f"{average}about {duration(forecast.seconds)}")
+        what = "fine-tuning here" if plan.tunes else "encoding, asking here"
+        table.add_row(what, f"{average}about {duration(forecast.seconds)}")
     if forecast.seconds_of_drawing is not None:
         table.add_row(
             "drawing here", f"about {duration(forecast.seconds_of_drawing)} for {forecast.images_to_draw:,} images"
@@ -59,6 +50,32 @@ def forecast_table(forecast: Forecast) -> RenderableType:
         table.add_row("memory", f"{forecast.memory_bytes / 1e9:.1f} GB at most, with {rows} in a pass")
     warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
     return Group(table, outlook_lines(forecast.outlook), *warnings)
+
+
+def _add_gradients(table: Table, plan: PrivacyPlan) -> None:
+    """The constants of Algorithm 1."""
+    table.add_row(
+        "sampling probability q",
+        f"{plan.sampling_probability:.5f} = {plan.expected_batch_size} / {plan.records}",
+    )
+    table.add_row("attempts", f"T = {plan.steps} updates + R = {plan.reserve_steps} in reserve")
+    table.add_row("noise multiplier sigma", f"{plan.noise_multiplier}")
+    table.add_row("clip norm C, draws K", f"{plan.max_grad_norm:g}, {plan.draws_per_example}")
+
+
+def _add_tuning(table: Table, forecast: Forecast) -> None:
+    """What is tuned, and how epsilon grows meanwhile."""
+    if forecast.plan.queries and forecast.selection is None:
+        table.add_row("queries alone", f"epsilon {upper(forecast.epsilon_of_queries)}, part of the guarantee's")
+    curve = "  ".join(f"{n}: {upper(value)}" for n, value in forecast.epsilon_curve)
+    table.add_row("epsilon after attempts", curve)
+    share = forecast.trainable_parameters / forecast.total_parameters
+    table.add_row(
+        "tuned parameters P",
+        f"{forecast.trainable_parameters:,} of {forecast.total_parameters:,} ({share:.0%})",
+    )
+    if forecast.noise_to_signal is not None:
+        table.add_row("noise-to-signal", f"{forecast.noise_to_signal:.2f} = sigma sqrt(P) / L, per step")
 
 
 def outlook_lines(outlook: Outlook) -> RenderableType:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dpldm.privacy.selection import plan_of_constants, trial_of
-from dpldm.report.wording import guarantee_sentence, is_selection, unit_in_words, upper
+from dpldm.report.wording import asks_alone, guarantee_sentence, is_selection, unit_in_words, upper
 
 FILL_IN = "FILL IN"
 HEAD = f"""# A draft, made by `dpldm report` from the release's privacy.json. Before you submit it, replace every
@@ -48,13 +48,19 @@ def _basic(statement: Mapping[str, Any], run: str) -> dict[str, Any]:
     return {
         "name": run,
         "data_curators": [{"data_curator_name": FILL_IN, "data_curator_type": "Industry"}],
-        "description": f"{what} ({size} x {size} pixels) from a latent diffusion model that was tuned on private "
-        "images with DP-SGD.",
+        "description": f"{what} ({size} x {size} pixels) from {_source(statement)}.",
         "intended_use": f"{FILL_IN}: what the images are meant to train, and what they must not be used for",
         "data_product_type": "Synthetic data" if images else "Machine learning model",
         "data_product_region": FILL_IN,
         "publication_date": "1900-01-01",
     }
+
+
+def _source(statement: Mapping[str, Any]) -> str:
+    """What the images were drawn from."""
+    if asks_alone(statement["plan"]):
+        return "noised means and covariances of private images in the latent space of a public autoencoder"
+    return "a latent diffusion model that was tuned on private images with DP-SGD"
 
 
 def _variant(statement: Mapping[str, Any]) -> dict[str, str]:
@@ -105,12 +111,13 @@ def _implementation(statement: Mapping[str, Any]) -> dict[str, str]:
     return {
         "preprocessing_and_hyperparameter_tuning": "Each image is cropped, resized and encoded by itself, with public "
         f"constants. {tuning}",
-        "mechanisms": f"{statement['mechanism']}; sampling and noise from the operating system's generator. "
-        f"{versions}.",
+        "mechanisms": f"{statement['mechanism']}; randomness from the operating system's generator. {versions}.",
         "composition": "Renyi differential privacy of the best of a random number of trials (dp-accounting)."
         if is_selection(statement["plan"])
         else "Privacy loss distributions of all attempts and queries together (dp-accounting).",
-        "post_processing": "Averaging of weights, drawing of images, choice among drawn images.",
+        "post_processing": "Drawing of images, choice among drawn images."
+        if asks_alone(statement["plan"])
+        else "Averaging of weights, drawing of images, choice among drawn images.",
         "justification": f"{FILL_IN}: why this epsilon, and this unit",
         "additional_information": f"Plan {statement['plan_digest']}, head of the ledger "
         f"{statement['ledger']['head']['hash']}. Whoever has the release can check it with dpldm verify.",

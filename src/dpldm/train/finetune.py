@@ -18,6 +18,7 @@ from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.asking import require_answers_fit
 from dpldm.train.checks import check_fit, require_examples_apart
+from dpldm.train.portraying import portray
 from dpldm.train.resuming import register, resume
 from dpldm.train.shown import FinetuneStep
 from dpldm.train.starting import ask_and_start, compared, guesses_of_public_classes
@@ -27,12 +28,17 @@ from dpldm.train.tuner import Tuner
 def finetune(config: RunConfig, on_progress: OnProgress = unseen) -> Iterator[FinetuneStep]:
     """Tune the backbone on private images under the run's plan. The same call resumes an interrupted run.
 
+    With `method: portraits` the questions are asked, and there are no steps to yield.
+
     Args:
         on_progress: follows what comes before the first update (see `OptimizerConfig.warm_start_steps`).
 
     Raises:
         UserError: the settings, the data, the ledger or the checkpoint do not allow the run; nothing was charged.
     """
+    if config.method == "portraits":
+        portray(config)
+        return
     if config.selection.learning_rates:
         raise UserError("This config declares a selection: use `dpldm.select`, or leave selection.learning_rates out.")
     run, plan = Run(config), plan_of(config)
