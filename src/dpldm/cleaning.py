@@ -2,8 +2,9 @@
 
 Latents, and the features of a baseline, are copies of the private images, and can be made again from them; so is the
 picture of pairs that `memorisation` makes. Tuned weights were paid for and cannot be: they go only if the release holds
-them too, or by force. What is left of a selection goes too: it tells how many trials there were. Never removed here:
-the ledger (what was spent stays spent), the release, and the records that the holder may need to answer for the run.
+them too, or by force. Portraits, which no release holds, go by force alone. What is left of a selection goes too: it
+tells how many trials there were. Never removed here: the ledger (what was spent stays spent), the release, and the
+records that the holder may need to answer for the run.
 """
 
 import shutil
@@ -48,7 +49,10 @@ def clean(directory: Path, *, force: bool = False) -> Cleaned:
     if force or (run.release / "model").is_dir():
         caches.append(weights)
     elif weights.exists():
-        kept.append((weights, "paid for, and the release does not hold it (`--what model`); --force removes it"))
+        way_out = (
+            "it draws more images" if run.config.method == "portraits" else "the release lacks it (`--what model`)"
+        )
+        kept.append((weights, f"paid for, and {way_out}; --force removes it"))
     caches.append(weights.with_name(weights.name + ".partial"))
     removed = []
     for path in caches:

@@ -16,6 +16,7 @@ from dpldm.baselines.classifier import classifier_run
 from dpldm.baselines.noiseless import noiseless
 from dpldm.baselines.pe import pe_run
 from dpldm.baselines.portraits import portraits_run
+from dpldm.cleaning import clean
 from dpldm.cli import main
 from dpldm.config import OF_DIFFUSION, OF_PORTRAITS, PrivacyConfig, RunConfig
 from dpldm.errors import UserError
@@ -265,3 +266,16 @@ def test_baselines_beside_it_are_what_they_are_beside_a_tuned_run(config: RunCon
     published = {"privacy": config.privacy.model_copy(update={"public_benchmark": True})}
     with pytest.raises(UserError, match="tunes nothing"):
         noiseless(config.model_copy(update=published))
+
+
+def test_clean_keeps_what_more_images_are_drawn_from(config: RunConfig) -> None:
+    portray(config)
+    list(sample(config))
+    release(config)
+    found = clean(Run(config).directory)
+    assert found.removed == [Run(config).latents]
+    reasons = dict(found.kept)
+    assert reasons[Run(config).checkpoint] == "paid for, and it draws more images; --force removes it"
+    more = config.model_copy(update={"sampling": config.sampling.model_copy(update={"count": 30})})
+    list(sample(more))
+    assert len(load_synthetic(more).labels) == 30
