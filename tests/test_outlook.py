@@ -13,14 +13,18 @@ from dpldm.models.backbone import load_backbone
 from dpldm.models.trainable import choose_trainable
 from dpldm.outlook import (
     HARD_TO_LEARN,
+    HARDER,
     MEASURED,
+    PORTRAYED,
     Measured,
+    Portrayed,
     Start,
     Verdict,
     alternatives,
     is_learnt,
     of_rehearsal,
     outlook,
+    outlook_of_portraits,
 )
 from dpldm.report.forecast import outlook_lines
 
@@ -120,3 +124,42 @@ def test_a_rehearsal_says_whether_to_go_on() -> None:
     shown = console.export_text()
     assert "recognises 26.0% of them, where guessing one of 10 classes gives 10.0%" in shown
     assert "instead: a private classifier instead of images" in shown
+
+
+# --- portraits alone ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [*PORTRAYED, HARDER], ids=lambda run: run.manifest)
+def test_what_is_said_of_portraits_is_what_was_recorded(run: Portrayed) -> None:
+    recorded = json.loads((RESULTS / run.manifest).read_text())
+    plan = recorded["plan"]
+    assert recorded["config"]["backbone"] == "grey32"
+    assert plan["steps"] == 0
+    assert [query["noise_multiplier"] for query in plan["queries"]] == [run.noise_multiplier] * 2
+    assert run.classes == len(recorded["config"]["data"]["labels"])
+    assert run.per_class == plan["records"] / run.classes
+    assert run.accuracy == pytest.approx(recorded["evaluation"]["scores"]["cnn"]["mean"], abs=5e-5)
+    assert is_learnt(run.accuracy, run.classes) == (run is not HARDER)
+
+
+@pytest.mark.parametrize("run", PORTRAYED, ids=lambda run: run.manifest)
+def test_portraits_that_were_measured_are_told_what_came_of_them(run: Portrayed) -> None:
+    records = run.per_class * run.classes
+    assert outlook_of_portraits(records, run.noise_multiplier, run.classes).verdict is Verdict.LEARNT
+    noisier = max(other.noise_multiplier for other in PORTRAYED) * 1.1
+    assert outlook_of_portraits(records, noisier, run.classes).verdict is Verdict.UNKNOWN
+    fewest = min(other.per_class for other in PORTRAYED) - 1
+    assert outlook_of_portraits(fewest * run.classes, run.noise_multiplier, run.classes).verdict is Verdict.UNKNOWN
+
+
+def test_that_images_were_harder_is_said_where_there_were_as_few_of_them() -> None:
+    assert "as were letters" in outlook_of_portraits(4_000, 1.0, 10).reason
+    assert "letters" not in outlook_of_portraits(60_000, 1.0, 10).reason
+
+
+def test_alternatives_to_portraits_tune_nothing() -> None:
+    found = of_rehearsal(0.2, Start.PORTRAITS, 10, tunes=False)
+    assert found.verdict is Verdict.NO
+    assert not any(word in other for word in ("trainable", "batch", "method") for other in found.alternatives)
+    assert any("method: portraits" in other for other in alternatives(Start.NOTHING, 10))
+    assert not any("method: portraits" in other for other in alternatives(Start.NOTHING, 0))
