@@ -433,7 +433,7 @@ def test_inspect_starts_a_config_that_plans(
     assert "query class_spreads" in capsys.readouterr().out
     fast = ["--privacy.expected_batch_size", "20", "--privacy.steps", "2", "--privacy.reserve_steps", "1"]
     assert main([*filled, *fast]) == 2
-    assert "is not for method: portraits, which tunes nothing" in refusal(capsys)
+    assert "not for method: portraits, which tunes nothing" in refusal(capsys)
     assert main([*filled, *fast, "--method", "diffusion"]) == 0
     assert main(["inspect", str(data), "--write", str(tmp_path / "no" / "folder.yaml")]) == 2
     assert "cannot be written" in refusal(capsys)

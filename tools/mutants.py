@@ -47,6 +47,7 @@ EXACT = f"replace({KNOWN}, means=torch.stack([latents.posterior.mean[latents.lab
 B = "tests/baselines/test_classifier.py::"
 PE = "tests/baselines/test_pe.py::test_"
 POR = "tests/baselines/test_portraits_alone.py::test_"
+RUN = "tests/train/test_portraying.py::test_"
 Q = P + "queries.py::test_"
 MUTANTS = [
     # --- noise
@@ -315,16 +316,20 @@ MUTANTS = [
            A + "test_an_answer_that_the_ledger_or_the_plan_does_not_vouch_for_is_refused"),
     Mutant("a lost histogram is forgotten", "train.asking:answered", "if answer is None:", "if False:",
            A + "test_a_lost_histogram_is_not_replaced_by_equal_shares"),
-    Mutant("rounds of votes are paid for once", "baselines.result:run_that_asks", "sum(question.attempts for", "sum(1 for",
+    Mutant("rounds of votes are paid for once", "privacy.plan:asking_alone", "sum(question.attempts for", "sum(1 for",
            PE + "epsilon_is_that_of_as_many_gaussians_as_may_be_asked"),
     Mutant("a round that was answered is asked again", "train.asking:ask_once", "if kept is not None:", "if False:",
            PE + "an_answered_round_is_not_paid_for_again"),
     Mutant("votes counted before they are charged", "privacy.queries:ask", "ledger.charge_query(plan, question)\n    summed,", "summed, _ = total(), ledger.charge_query(plan, question)\n    summed,",
            PE + "a_round_is_charged_before_its_votes_are_counted"),
-    Mutant("the reserve of portraits is not paid for", "baselines.result:run_that_asks", "sum(question.attempts for", "sum(question.answers for",
+    Mutant("the reserve of portraits is not paid for", "privacy.plan:asking_alone", "sum(question.attempts for", "sum(question.answers for",
            POR + "epsilon_is_that_of_as_many_gaussians_as_may_be_asked"),
     Mutant("portraits noised from a seed", "baselines.portraits:portraits", "config, backbone, SystemEntropy())", f"config, backbone, {SEEDED})",
            POR + "noise_is_the_systems_and_as_large_as_the_plan_says"),
+    Mutant("portraits of a run noised from a seed", "train.portraying:portray", "backbone, SystemEntropy())", f"backbone, {SEEDED})",
+           RUN + "noise_is_the_systems"),
+    Mutant("portraits that the ledger forgot are drawn from", "train.portraying:_kept", 'if not ledger.contains(Head(*facts["head"])):', "if False:",
+           RUN + "a_ledger_that_lacks_the_answers_is_refused"),
     Mutant("a reserve that is not the plan's", "run:questions_of", "parts=parts, reserve=reserve", "parts=parts, reserve=0",
            POR + "the_reserve_of_a_runs_own_questions_is_the_configs"),
     Mutant("an image votes in every class", "baselines.evolution:choices", "chosen[voters] = running[nearest(features[voters],", "chosen[finite] = running[nearest(features[finite],",

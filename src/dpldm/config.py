@@ -1,7 +1,7 @@
 """Settings of a run on private images: stage 3 and what comes after it."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -281,6 +281,10 @@ class SamplingConfig(Section):
     """Images drawn together."""
 
 
+OF_SOLVERS = ("sampler", "steps", "eta", "guidance", "prompts")
+"""Settings of sampling that are about a reverse process."""
+
+
 class EvaluationConfig(Section):
     """Internal measurements against data.test_path."""
 
@@ -379,20 +383,39 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _portraits_tune_nothing(self) -> Self:
-        if self.method == "portraits" and (idle := self._settings_of_diffusion()):
+        if self.method == "portraits" and (idle := self._idle_settings()):
             raise ValueError(
-                f"{idle[0]} is not for method: portraits, which tunes nothing: leave it out, or set method: diffusion"
+                f"{', '.join(idle)}: not for method: portraits, which tunes nothing. Leave it out, also of what this "
+                "config extends, or set method: diffusion"
             )
         return self
 
-    def _settings_of_diffusion(self) -> list[str]:
-        """Settings other than their defaults that only `method: diffusion` heeds."""
-        mine, usual = self.privacy, PrivacyConfig(dataset_id=self.privacy.dataset_id)
-        of_tuning = [name for name in OF_DIFFUSION if getattr(mine, name) != getattr(usual, name)]
-        rest = {"trainable": "attention", "tune_embedder": True, "optimizer": OptimizerConfig()}
-        rest |= {"selection": SelectionConfig()}
-        others = [name for name, value in rest.items() if getattr(self, name) != value]
-        return [*(f"privacy.{name}" for name in of_tuning), *others]
+    def _idle_settings(self) -> list[str]:
+        """Settings other than their defaults that `method: portraits` does not heed, by their full names."""
+        sections = {
+            "privacy": (self.privacy, PrivacyConfig(dataset_id=self.privacy.dataset_id), OF_DIFFUSION),
+            "optimizer": (self.optimizer, OptimizerConfig(), OptimizerConfig.model_fields),
+            "selection": (self.selection, SelectionConfig(), SelectionConfig.model_fields),
+            "sampling": (self.sampling, SamplingConfig(), OF_SOLVERS),
+        }
+        tuned = {"trainable": "attention", "tune_embedder": True}
+        return [name for name, usual in tuned.items() if getattr(self, name) != usual] + [
+            f"{section}.{name}"
+            for section, (mine, usual, names) in sections.items()
+            for name in names
+            if getattr(mine, name) != getattr(usual, name)
+        ]
+
+    def heeded(self) -> dict[str, Any]:
+        """The settings as plain values, without those that `method: portraits` does not heed."""
+        settings = self.model_dump(mode="json")
+        if self.method == "portraits":
+            for name in ("trainable", "tune_embedder", "optimizer", "selection"):
+                del settings[name]
+            for section, names in (("privacy", OF_DIFFUSION), ("sampling", OF_SOLVERS)):
+                for name in names:
+                    del settings[section][name]
+        return settings
 
     @model_validator(mode="after")
     def _settings_of_a_question_have_it(self) -> Self:

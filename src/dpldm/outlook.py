@@ -71,24 +71,25 @@ class Portrayed:
     images: str
     per_class: int  # records
     noise_multiplier: float  # of both answers
+    parts: int  # of each class
     classes: int
     accuracy: float  # as in `Measured`
 
     def __str__(self) -> str:
         return (
-            f"{self.images}, {self.per_class:,} records a class, noise {self.noise_multiplier:g}: {self.accuracy:.1%} "
-            f"of {self.classes} classes"
+            f"{self.images}, {self.per_class:,} records a class, parts {self.parts}, noise {self.noise_multiplier:g}: "
+            f"{self.accuracy:.1%} of {self.classes} classes"
         )
 
 
 PORTRAYED = (
-    Portrayed("digits-portraits-eps10.json", "digits", 400, 0.708, 10, 0.791),
-    Portrayed("digits-portraits-eps1.json", "digits", 400, 5.282, 10, 0.659),
-    Portrayed("fashion-portraits-eps10.json", "Fashion-MNIST", 6_000, 0.708, 10, 0.8288),
-    Portrayed("proxies/an-portraits-eps1-rehearsal.json", "animals", 6_000, 9.141, 10, 0.6855),
+    Portrayed("fashion-portraits-eps10.json", "Fashion-MNIST", 6_000, 0.708, 256, 10, 0.8288),
+    Portrayed("proxies/an-portraits-eps1-rehearsal.json", "animals", 6_000, 9.141, 64, 10, 0.6855),
+    Portrayed("digits-portraits-eps10.json", "digits", 400, 0.708, 1, 10, 0.791),
+    Portrayed("digits-portraits-eps1.json", "digits", 400, 5.282, 1, 10, 0.659),
 )
-"""Those that learnt, with grey32."""
-HARDER = Portrayed("proxies/q-portraits-1-eps10-rehearsal.json", "letters", 400, 0.708, 10, 0.4164)
+"""Those that learnt, with grey32, those of few records last."""
+HARDER = Portrayed("proxies/q-portraits-1-eps10-rehearsal.json", "letters", 400, 0.708, 1, 10, 0.4164)
 """One that did not, with no more noise than some of the above: how hard images are decides as well."""
 HARD_TO_LEARN = 3.3
 """Noise-to-signal beyond which no plan is expected to learn: more than twice the largest at which one did."""
@@ -157,22 +158,29 @@ def outlook(
     return Outlook(Verdict.UNKNOWN, "neither a plan like it nor a harder one that learnt; dpldm rehearse shows")
 
 
-def outlook_of_portraits(records: int, noise_multiplier: float, classes: int) -> Outlook:
+def outlook_of_portraits(records: int, noise_multiplier: float, parts: int, classes: int) -> Outlook:
     """What to expect where images are drawn from portraits alone.
 
     Args:
         records: declared units.
         noise_multiplier: of both answers.
+        parts: of each class.
         classes: at least 1.
     """
     per_class = records / classes
-    no_easier = [run for run in PORTRAYED if run.per_class <= per_class and run.noise_multiplier >= noise_multiplier]
+    no_easier = [
+        run
+        for run in PORTRAYED
+        if run.per_class <= per_class and run.noise_multiplier >= noise_multiplier and run.parts >= parts
+    ]
     if no_easier:
-        harder = "" if HARDER.per_class < per_class else f", as were {HARDER}"
-        reason = (
-            f"with no fewer records a class and no more noise than {no_easier[0]}; other images may be harder{harder}"
-        )
+        example = no_easier[0]
+        harder = f", as were {HARDER}" if example.per_class <= HARDER.per_class else ""
+        reason = f"with no fewer records a class and no more noise than {example}; other images may be harder{harder}"
         return Outlook(Verdict.LEARNT, reason)
+    if per_class <= HARDER.per_class and noise_multiplier >= HARDER.noise_multiplier:  # and no fewer parts than 1
+        reason = f"it has no more records a class and no less noise than {HARDER}"
+        return Outlook(Verdict.NO, reason, alternatives(Start.PORTRAITS, classes, tunes=False))
     return Outlook(Verdict.UNKNOWN, "neither portraits like these nor harder ones that learnt; dpldm rehearse shows")
 
 
@@ -189,6 +197,12 @@ def of_rehearsal(accuracy: float, start: Start, classes: int, *, tunes: bool = T
     )
     if is_learnt(accuracy, classes):
         return Outlook(Verdict.LEARNT, reason)
+    if not tunes:
+        easier = next(run for run in PORTRAYED if run.per_class == HARDER.per_class)
+        reason += (
+            f"; images decide as well: {easier.accuracy:.1%} of {easier.images} where it was {HARDER.accuracy:.1%} of"
+        )
+        reason += f" {HARDER.images}"
     return Outlook(Verdict.NO, reason, alternatives(start, classes, tunes=tunes))
 
 

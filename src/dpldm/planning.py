@@ -223,7 +223,12 @@ def _plan_of_portraits(config: RunConfig, timed: bool) -> Forecast:
         seconds_of_drawing=None if per_drawn is None else per_drawn * to_draw,
         rows_at_once=1,
         memory=None,
-        outlook=outlook_of_portraits(constants.records, constants.queries[0].noise_multiplier, len(config.data.labels)),
+        outlook=outlook_of_portraits(
+            constants.records,
+            constants.queries[0].noise_multiplier,
+            config.privacy.class_parts,
+            len(config.data.labels),
+        ),
         warnings=_warnings(config, constants),
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dpldm
-from dpldm.config import RunConfig
+from dpldm.config import OF_SOLVERS, RunConfig
 from dpldm.data.export import export_images, export_npz
 from dpldm.data.prompts import prompts_of
 from dpldm.errors import UserError
@@ -34,8 +34,6 @@ from dpldm.scanning.kinds import SHARES
 from dpldm.tuned import Finished, finished, ledger_entries, public_class_shares, tuned_network, tuned_weights
 
 What = Literal["data", "model", "both"]
-OF_SOLVERS = {"sampler", "steps", "eta", "guidance"}
-"""Settings of sampling that a reverse process heeds."""
 
 
 def release(config: RunConfig, what: What = "data", on_progress: OnProgress = unseen) -> Path:
@@ -44,8 +42,7 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
     Raises:
         UserError: the run is not finished, or has no model to release; or an older release is in the way.
     """
-    if config.method == "portraits" and what != "data":
-        raise UserError("Nothing was tuned by method: portraits, so there is no model to release: leave out --what.")
+    require_releasable(config, what)
     statement = privacy_statement(config)
 
     def fill(directory: Path) -> None:
@@ -55,6 +52,16 @@ def release(config: RunConfig, what: What = "data", on_progress: OnProgress = un
             _save_model(config, statement, directory / "model")
 
     return _released(config, statement, Run(config).release, fill)
+
+
+def require_releasable(config: RunConfig, what: What) -> None:
+    """Refuse to release what such a run does not make; may be asked before anything is spent.
+
+    Raises:
+        UserError: a model of a run that tunes nothing.
+    """
+    if config.method == "portraits" and what != "data":
+        raise UserError("method: portraits tunes nothing, so there is no model to release: leave out --what.")
 
 
 def release_images(
@@ -217,7 +224,7 @@ def _declared(config: RunConfig, end: Finished) -> Mapping[str, Any]:
 
 def declared_always(config: RunConfig) -> dict[str, Any]:
     """What was declared of the data, and how images were drawn; no paths, and no solver if none was used."""
-    data, idle = config.data, {"prompts"} | (OF_SOLVERS if config.method == "portraits" else set())
+    data, idle = config.data, {"prompts", *(OF_SOLVERS if config.method == "portraits" else ())}
     return {
         "records": config.privacy.records,
         "labels": list(data.labels),

@@ -142,10 +142,12 @@ class Run:
     def note_settings(self) -> None:
         """Write the resolved config. Every stage does, so that it shows what images were drawn and measured with.
 
+        Settings that are not heeded are left out: defaults of another version must not make it another run's.
+
         Raises:
             OSError: it cannot be written.
         """
-        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        resolved = yaml.safe_dump(self.config.heeded(), sort_keys=False)
         replace_file(self.resolved_config, resolved.encode(), mode=0o644)
 
     def require_same_training(self) -> None:
@@ -205,14 +207,17 @@ def require_same_backbone(digest: str, checkpoint: Mapping[str, Any], run: Run) 
 
 def disk_space(config: RunConfig) -> int:
     """Bytes that a run writes at most before sampling: latents of the declared records, and two checkpoints (three in a
-    selection, which keeps its best trial's until another one is better).
+    selection, which keeps its best trial's until another one is better), or the answers and portraits.
 
     A checkpoint holds at most the whole denoiser four times in float32 (weights, average, two moments of Adam). The old
     one stays until the new one is complete.
     """
+    latents = (config.privacy.records or 0) * bytes_of_latents(config)
+    if config.method == "portraits":  # an answer in float64 and the factors of covariances, each old and new
+        return latents + 2 * 2 * 8 * len(config.data.labels) * latent_entries(config) ** 2
     checkpoint = 4 * bytes_of_network(config.backbone)
     checkpoints = 3 if config.selection.learning_rates else 2
-    return int((config.privacy.records or 0) * bytes_of_latents(config) + checkpoints * checkpoint)
+    return int(latents + checkpoints * checkpoint)
 
 
 def bytes_of_latents(config: RunConfig) -> int:

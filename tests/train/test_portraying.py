@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from torch import Tensor
 
 from dpldm.baselines.classifier import classifier_run
 from dpldm.baselines.noiseless import noiseless
@@ -18,17 +19,20 @@ from dpldm.baselines.pe import pe_run
 from dpldm.baselines.portraits import portraits_run
 from dpldm.cleaning import clean
 from dpldm.cli import main
-from dpldm.config import OF_DIFFUSION, OF_PORTRAITS, PrivacyConfig, RunConfig
+from dpldm.config import OF_DIFFUSION, OF_PORTRAITS, OF_SOLVERS, PrivacyConfig, RunConfig
 from dpldm.errors import UserError
 from dpldm.evaluation import evaluate as evaluation
 from dpldm.models.autoencoder import decode, encode
 from dpldm.models.backbone import load_backbone
 from dpldm.planning import choices, plan, start_of
+from dpldm.privacy.entropy import Entropy, SystemEntropy
 from dpldm.privacy.ledger import read_ledger
+from dpldm.privacy.noise import add_gaussian
 from dpldm.privacy.plan import asking_alone
+from dpldm.rehearsing import rehearsal
 from dpldm.releasing import release
 from dpldm.reporting import report
-from dpldm.run import Run, declared_constants, paid_plan, plan_of
+from dpldm.run import Run, declared_constants, disk_space, paid_plan, plan_of
 from dpldm.sampling import load_synthetic, sample
 from dpldm.train.finetune import finetune
 from dpldm.train.portraying import portray
@@ -44,8 +48,9 @@ Patch = pytest.MonkeyPatch
 def portrayed(raw: dict[str, Any], tmp_path: Path, monkeypatch: Patch) -> dict[str, Any]:
     """Raw settings of a run with portraits."""
     monkeypatch.setattr(evaluation, "extractor_of", lambda config: Means())
-    for name in OF_DIFFUSION:
-        raw["privacy"].pop(name, None)
+    for section, names in (("privacy", OF_DIFFUSION), ("sampling", OF_SOLVERS)):
+        for name in names:
+            raw[section].pop(name, None)
     raw["data"]["test_path"] = str(write_images(tmp_path / "test", seed=1))
     return raw | {"method": "portraits"}
 
@@ -82,22 +87,45 @@ def test_a_setting_of_gradients_is_refused_and_not_passed_over(name: str, portra
     portrayed["privacy"][name] = TUNING[name]
     if name == "class_spreads_noise":
         portrayed["privacy"]["class_means_noise"] = 30.0
-    with pytest.raises(ValidationError, match=r"privacy\.\w+ is not for method: portraits"):
+    with pytest.raises(ValidationError, match=rf"privacy\.{name}\b.*: not for method: portraits"):
         RunConfig.model_validate(portrayed)
 
 
 @pytest.mark.parametrize(
-    ("section", "value"),
+    ("name", "value"),
     [
         ("trainable", "all"),
         ("tune_embedder", False),
-        ("optimizer", {"learning_rate": 0.5}),
-        ("selection", {"learning_rates": [1e-3, 1e-2]}),
+        ("optimizer.learning_rate", 0.5),
+        ("selection.learning_rates", [1e-3, 1e-2]),
+        ("sampling.sampler", "ddim"),
+        ("sampling.steps", 3),
+        ("sampling.eta", 0.5),
+        ("sampling.guidance", 2.0),
+        ("sampling.prompts", "prompts.txt"),
     ],
 )
-def test_other_settings_of_tuning_are_refused_too(section: str, value: Any, portrayed: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=f"{section} is not for method: portraits"):
-        RunConfig.model_validate(portrayed | {section: value})
+def test_other_settings_of_tuning_and_solvers_are_refused_too(name: str, value: Any, portrayed: dict[str, Any]) -> None:
+    section, _, key = name.partition(".")
+    changed = portrayed.get(section, {}) | {key: value} if key else value
+    with pytest.raises(ValidationError, match=rf"{name}: not for method: portraits"):
+        RunConfig.model_validate(portrayed | {section: changed})
+
+
+def test_all_that_is_in_the_way_is_named_at_once(portrayed: dict[str, Any]) -> None:
+    portrayed["privacy"] |= {"steps": 2, "clipping": "automatic"}
+    with pytest.raises(ValidationError, match=r"privacy\.steps, privacy\.clipping, sampling\.guidance: not for"):
+        RunConfig.model_validate(portrayed | {"sampling": {"guidance": 2}})
+
+
+def test_what_is_not_heeded_is_not_written_down(config: RunConfig) -> None:
+    """So that other defaults of a later version do not make the run another one."""
+    portray(config)
+    written = yaml.safe_load(Run(config).resolved_config.read_text())
+    assert {"trainable", "tune_embedder", "optimizer", "selection"}.isdisjoint(written)
+    assert set(OF_DIFFUSION).isdisjoint(written["privacy"])
+    assert set(OF_SOLVERS).isdisjoint(written["sampling"])
+    assert RunConfig.model_validate(written) == config
 
 
 def test_every_setting_of_privacy_is_of_one_method_or_of_both() -> None:
@@ -206,6 +234,56 @@ def test_nothing_is_drawn_before_the_answers(config: RunConfig) -> None:
         list(sample(config))
 
 
+def test_noise_is_the_systems(config: RunConfig, monkeypatch: Patch) -> None:
+    heard: list[Entropy] = []
+
+    def noised(total: Tensor, deviation: float, entropy: Entropy) -> Tensor:
+        heard.append(entropy)
+        return add_gaussian(total, deviation, entropy)
+
+    monkeypatch.setattr("dpldm.privacy.queries.add_gaussian", noised)
+    portray(config)
+    assert [type(entropy) for entropy in heard] == [SystemEntropy, SystemEntropy]
+
+
+def test_what_cannot_be_released_is_refused_before_it_is_paid_for(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.heeded()))
+    assert main(["run", "--config", str(path), "--what", "both"]) == 2
+    assert "there is no model to release" in capsys.readouterr().err
+    assert not Run(config).ledger.exists()
+
+
+def test_groups_of_images_end_in_a_release_too(portrayed: dict[str, Any]) -> None:
+    folder = Path(portrayed["data"]["path"])
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    rows = [f"{name},{name.split('/')[0]},P{number // 2}" for number, name in enumerate(names)]
+    (folder / "metadata.csv").write_text("file_name,label,patient\n" + "\n".join(rows) + "\n")
+    portrayed["data"] |= {"group_column": "patient"}
+    portrayed["privacy"] |= {"unit": "group", "max_images_per_group": 2, "records": 20, "noise": "grid"}
+    grouped = RunConfig.model_validate(portrayed)
+    portray(grouped)
+    list(sample(grouped))
+    directory = release(grouped)
+    assert [check for check in verify(directory) if not check.passed] == []
+    assert "Gaussian queries (grid noise)" in (directory / "README.md").read_text()
+
+
+def test_the_disk_is_asked_for_answers_and_not_for_a_network(config: RunConfig) -> None:
+    assert disk_space(config) < disk_space(config.model_copy(update={"method": "diffusion"}))
+    more = config.model_copy(update={"data": config.data.model_copy(update={"labels": tuple("abcdefgh")})})
+    assert disk_space(more) > disk_space(config)
+
+
+def test_a_rehearsal_of_it_is_one_of_portraits(config: RunConfig) -> None:
+    made = rehearsal(config)
+    assert made.method == "portraits"
+    assert plan_of(made).queries == plan_of(config).queries
+    assert RunConfig.model_validate(made.heeded()) == made
+
+
 def test_a_ledger_that_lacks_the_answers_is_refused(config: RunConfig, tmp_path: Path) -> None:
     portray(config)
     elsewhere = config.privacy.model_copy(update={"ledger": tmp_path / "other.jsonl"})
@@ -229,7 +307,7 @@ def test_the_command_does_it_all_and_a_report_is_made_of_it(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(config.heeded()))
     assert main(["run", "--config", str(path)]) == 0
     text = capsys.readouterr().out
     assert "query class_spreads" in text

@@ -6,7 +6,7 @@ this.
 
 from dpldm.baselines.result import Baseline, require_classes, run_that_asks, untuned
 from dpldm.baselines.shown import released_and_measured
-from dpldm.config import OF_PORTRAITS, RunConfig
+from dpldm.config import OF_PORTRAITS, OF_SOLVERS, RunConfig, SamplingConfig
 from dpldm.device import chosen_device
 from dpldm.evaluation.evaluate import check_evaluation, real_test_images
 from dpldm.models.backbone import load_backbone
@@ -51,4 +51,7 @@ def portraits_run(config: RunConfig) -> tuple[Run, PrivacyPlan]:
     """
     given = config.privacy
     asked = untuned(given).model_copy(update={name: getattr(given, name) for name in OF_PORTRAITS})
-    return run_that_asks(config, "portraits", asked, method="portraits", trainable="attention", tune_embedder=True)
+    sampling = SamplingConfig(**{k: v for k, v in config.sampling.model_dump().items() if k not in OF_SOLVERS})
+    return run_that_asks(
+        *(config, "portraits", asked), method="portraits", sampling=sampling, trainable="attention", tune_embedder=True
+    )

@@ -83,6 +83,10 @@ def _run(config: RunConfig, given: argparse.Namespace) -> int:
 
 def run_stages(config: RunConfig, given: argparse.Namespace) -> dict[str, Any]:
     """The stages of a command, one after the other; what they found."""
+    if given.command in ("run", "release"):
+        from dpldm.releasing import require_releasable
+
+        require_releasable(config, given.what)
     facts: dict[str, Any] = {}
     for stage in _STAGES[given.command]:
         start = time.monotonic()
@@ -199,10 +203,11 @@ def _plan(config: RunConfig, given: argparse.Namespace) -> Facts:
     from dpldm.planning import choices, plan
     from dpldm.report.forecast import choices_table, forecast_table
 
+    table = choices_table(choices(config), config.trainable) if given.choices else None
     made = plan(config)
     out.print(forecast_table(made))
-    if given.choices:
-        out.print(choices_table(choices(config), config.trainable))
+    if table is not None:
+        out.print(table)
     return {"plan": made.to_json()}
 
 

@@ -334,10 +334,10 @@ _PORTRAITS = """\
 method: portraits"""
 
 _OF_PORTRAITS = """\
-  # How many parts of each class are portrayed apart: 1 for some hundred images in each class, 16 for a thousand,
-  # 64 for several thousand.
+  # How many parts of each class are portrayed apart, by the declared records over the number of classes:
+  # 1 for some hundred, 64 for several thousand.
   class_parts: 1
-  # Take away this mark for about half of the noise: but then a crash in the seconds of asking ends the run, all spent.
+  # Take away this mark for 58 % of the noise: but then a crash in the seconds of asking ends the run, all spent.
   # query_reserve: 0"""
 
 _DIFFUSION = """\
