@@ -247,9 +247,10 @@ def run_commands(block: Block) -> None:
             options = as_options(block.page) if "--config" in words else []
             if words[0] == "audit" and "--config" in words:
                 options = [*as_options(""), "--method", "diffusion"]  # of a run that tunes, as the page says
-            assert main([*words, *options]) == (words[:2] == NOT_THERE and len(words) == 4), (
-                f"{block.place}: {' '.join(shown)}"
-            )
+            code = main([*words, *options])
+            if words[0] == "audit" and code == 1:  # a correct mechanism is accused once in a thousand audits
+                code = main([*words, *options])
+            assert code == (words[:2] == NOT_THERE and len(words) == 4), f"{block.place}: {' '.join(shown)}"
 
 
 def run_script(words: list[str]) -> None:
