@@ -15,14 +15,15 @@ from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, read_card, weights_digest
 from dpldm.models.lora import merge_adapters
 from dpldm.models.public_classes import adapt
-from dpldm.privacy.ledger import Head, Ledger, LedgerError, read_ledger
+from dpldm.privacy.ledger import Ledger, LedgerError, read_ledger
 from dpldm.privacy.queries import shares_within_classes
 from dpldm.privacy.questions import ClassHistogram, PublicClassHistogram
 from dpldm.privacy.selection import Plan, trial_of
-from dpldm.run import Run, paid_plan, require_same_backbone
+from dpldm.run import Run, paid_plan
 from dpldm.train.asking import Kind, answered
 from dpldm.train.checkpoint import load_checkpoint
 from dpldm.train.portraits import Portraits
+from dpldm.train.vouching import vouched
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,9 @@ def finished(config: RunConfig) -> Finished:
         raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
     run.require_same_training()
     plan = paid_plan(config)
-    _, facts = load_checkpoint(run.checkpoint, paid_for=True)
-    if facts["plan"] != plan.digest():
-        raise UserError(
-            f"The run {config.name!r} was trained under another privacy plan than this config's: restore the settings "
-            "it was trained with."
-        )
     backbone = weights_digest(read_card(config.backbone)["sha256"])
-    require_same_backbone(backbone, facts, run)
     ledger = Ledger(run.ledger, ledger_entries(config))
-    if not ledger.contains(Head(*facts["head"])):
-        raise UserError(f"The ledger {run.ledger.name} is not the one that this run wrote: restore it from a copy.")
+    _, facts = vouched(run.checkpoint, "the checkpoint", run, ledger, backbone, {"plan": plan.digest()})
     if facts["updates"] < trial_of(plan).steps and ledger.attempts(plan) < plan.attempts:
         raise UserError(f"The run {config.name!r} has not come to its end: run `dpldm finetune` again, it continues.")
     return Finished(plan, int(facts["updates"]), backbone, facts.get("candidate"))

@@ -316,7 +316,7 @@ def test_a_ledger_that_forgot_attempts_is_refused(config: RunConfig, monkeypatch
     interrupted(config, monkeypatch, after=2)
     ledger = Run(config).ledger
     ledger.write_text("".join(line + "\n" for line in ledger.read_text().splitlines()[:3]))
-    with pytest.raises(UserError, match="does not contain the attempts of this run's checkpoint"):
+    with pytest.raises(UserError, match="does not contain what the checkpoint"):
         classifier(config)
 
 
@@ -354,7 +354,7 @@ def test_a_classifier_is_no_model_to_release(config: RunConfig) -> None:
     classifier(config)
     run, _ = classifier_run(config)
     for asked in (config, run.config):
-        with pytest.raises(UserError, match=r"has no tuned model|trained under another privacy plan"):
+        with pytest.raises(UserError, match=r"has no tuned model|made under another privacy plan"):
             release(asked, "model")
 
 

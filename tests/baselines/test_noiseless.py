@@ -14,7 +14,7 @@ from dpldm.baselines.result import folder_of
 from dpldm.config import RunConfig
 from dpldm.errors import UserError
 from dpldm.evaluation import evaluate as evaluation
-from dpldm.privacy.ledger import read_ledger
+from dpldm.privacy.ledger import open_ledger, read_ledger
 from dpldm.releasing import release
 from dpldm.run import Run, plan_of
 from dpldm.sampling import sample
@@ -74,11 +74,14 @@ def test_its_model_is_never_released(config: RunConfig) -> None:
     run, _ = noiseless_run(config)
     with pytest.raises(UserError, match="has no tuned model"):
         release(config, "both")
+    for ledger in {run.ledger, Run(config).ledger}:
+        with open_ledger(ledger, config.privacy.dataset_id, None) as opened:
+            opened.register(plan_of(config))
     for call in (lambda: release(run.config, "both"), lambda: list(sample(run.config))):
-        with pytest.raises(UserError, match="trained under another privacy plan"):
+        with pytest.raises(UserError, match="made under another privacy plan"):
             call()
     Run(config).checkpoint.write_bytes(run.checkpoint.read_bytes())
-    with pytest.raises(UserError, match="trained under another privacy plan"):
+    with pytest.raises(UserError, match="made under another privacy plan"):
         release(config, "both")
     assert not list(config.runtime.output.rglob("release*"))
 

@@ -472,7 +472,7 @@ def test_settings_are_bound_by_the_first_round(config: RunConfig, monkeypatch: P
         ("sampling", {"steps": 4}),
         ("evolution", {"rounds": 4}),
     ):
-        with pytest.raises(UserError, match="begun with other settings"):
+        with pytest.raises(UserError, match="other settings: restore those"):
             only_evolved(changed(config, section, **values))
     with pytest.raises(UserError, match="exists with another section `privacy`"):
         only_evolved(changed(config, "privacy", epsilon=0.4))
@@ -484,7 +484,7 @@ def test_a_ledger_that_forgot_rounds_is_refused(config: RunConfig) -> None:
     only_evolved(config)
     ledger = Run(config).ledger
     ledger.write_text("".join(line + "\n" for line in ledger.read_text().splitlines()[:3]))
-    with pytest.raises(UserError, match="does not contain the votes behind this run's candidates"):
+    with pytest.raises(UserError, match="does not contain what the checkpoint"):
         only_evolved(config)
 
 
@@ -500,7 +500,7 @@ def test_answers_of_another_round_are_refused(config: RunConfig) -> None:
     run, _ = pe_run(config)
     only_evolved(config)
     shutil.copy(run.answers / "nearest_votes-0001.safetensors", run.answers / "nearest_votes-0003.safetensors")
-    with pytest.raises(UserError, match="was given under another privacy plan"):
+    with pytest.raises(UserError, match="was made under another privacy plan"):
         only_evolved(config)
 
 

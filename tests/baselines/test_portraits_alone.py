@@ -171,7 +171,7 @@ def test_nothing_is_reserved_for_answers_of_another_plan_or_ledger(config: RunCo
         with pytest.raises(UserError, match=r"under another privacy plan|another section"):
             only_asked(other)
         moved = replace(run, config=changed(run.config, "privacy", ledger=run.directory / "ledger.jsonl"))
-        with pytest.raises(UserError, match=r"does not contain the (query|questions)"):
+        with pytest.raises(UserError, match=r"does not contain what the (answer|checkpoint)"):
             asked(moved, plan, config, load_backbone(config.backbone), SystemEntropy())
         assert len(read_ledger(Run(config).ledger)) == before
         assert not any(entry["event"] == "plan" for entry in read_ledger(moved.ledger))

@@ -287,7 +287,7 @@ def test_a_rehearsal_of_it_is_one_of_portraits(config: RunConfig) -> None:
 def test_a_ledger_that_lacks_the_answers_is_refused(config: RunConfig, tmp_path: Path) -> None:
     portray(config)
     elsewhere = config.privacy.model_copy(update={"ledger": tmp_path / "other.jsonl"})
-    with pytest.raises(UserError, match="does not contain the questions behind these portraits"):
+    with pytest.raises(UserError, match="does not contain what the checkpoint"):
         portray(config.model_copy(update={"privacy": elsewhere}))
 
 

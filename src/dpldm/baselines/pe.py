@@ -33,16 +33,17 @@ from dpldm.evaluation.features import EfficientNetLite0, EncoderMeans, FeatureEx
 from dpldm.models.autoencoder import decode
 from dpldm.models.backbone import kind_of, load_backbone, public_classes_of
 from dpldm.privacy.entropy import Entropy, SystemEntropy
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import BudgetExhausted, Ledger, LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.questions import NearestVotes
 from dpldm.progress import OnProgress, unseen
-from dpldm.run import Run, ledger_cap, require_same_backbone
+from dpldm.run import Run, ledger_cap
 from dpldm.sampling import Sampler, draw_batches, planned_labels, texts_of
 from dpldm.train.asking import ask_once, places_of
-from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
+from dpldm.train.checkpoint import save_checkpoint
 from dpldm.train.checks import check_images
 from dpldm.train.resuming import register
+from dpldm.train.vouching import vouched
 
 WHAT = "Private Evolution: images of the backbone as it is, chosen by noised votes of the real ones and varied"
 
@@ -148,18 +149,8 @@ class Evolution:
             self.population = self.model.first(self.question.candidates)
             self._save(ledger)
             return
-        groups, facts = load_checkpoint(path, paid_for=True)
-        if facts["plan"] != self.plan.digest() or facts["settings"] != self._settings():
-            raise UserError(
-                f"The evolution of {self.model.config.name!r} was begun with other settings (privacy, evolution or "
-                "sampling): restore them, or give this run a new name and pay for it again."
-            )
-        require_same_backbone(self.model.backbone.digest, facts, run)
-        if not ledger.contains(Head(*facts["head"])):
-            raise UserError(
-                f"The ledger {run.ledger.name} does not contain the votes behind this run's candidates (it was cut, "
-                "replaced or forked): restore the ledger from a copy."
-            )
+        asked = {"plan": self.plan.digest(), "settings": self._settings()}
+        groups, facts = vouched(path, "the checkpoint", run, ledger, self.model.backbone.digest, asked)
         self.population, self.generation = Population(**groups["population"]), int(facts["generation"])
 
     def rounds(self, features: PrivateLatents, ledger: Ledger, entropy: Entropy) -> Iterator[int]:

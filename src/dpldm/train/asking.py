@@ -16,7 +16,7 @@ from torch import Tensor
 from dpldm.data.latents import PrivateLatents
 from dpldm.errors import UserError
 from dpldm.privacy.entropy import Entropy
-from dpldm.privacy.ledger import BudgetExhausted, Head, Ledger
+from dpldm.privacy.ledger import BudgetExhausted, Ledger
 from dpldm.privacy.plan import PrivacyPlan
 from dpldm.privacy.queries import Places, ask, class_counts, class_sums, spread_sums
 from dpldm.privacy.questions import (
@@ -28,9 +28,10 @@ from dpldm.privacy.questions import (
     Question,
 )
 from dpldm.privacy.selection import Plan, trial_of
-from dpldm.run import Run, require_same_backbone
+from dpldm.run import Run
 from dpldm.train.centres import Centres, centres_of
-from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
+from dpldm.train.checkpoint import save_checkpoint
+from dpldm.train.vouching import vouched
 
 
 def ask_all(
@@ -122,19 +123,8 @@ def read_answer(
     path = _place(run, question, number)
     if not path.exists():
         return None
-    groups, facts = load_checkpoint(path, paid_for=True)
-    asked = (facts["plan"], facts["question"], facts.get("number", 1))
-    if asked != (plan.digest(), question.constants(), number):
-        raise UserError(
-            f"The answer to the query {question.kind} was given under another privacy plan: give this run a new name, "
-            "or restore the privacy settings it was started with."
-        )
-    require_same_backbone(backbone, facts, run)
-    if not ledger.contains(Head(*facts["head"])):
-        raise UserError(
-            f"The ledger {run.ledger.name} does not contain the query {question.kind} of this run (it was cut, "
-            "replaced or forked): restore the ledger from a copy."
-        )
+    asked = {"plan": plan.digest(), "question": question.constants(), "number": number}
+    groups, _ = vouched(path, f"the answer to {question.kind}", run, ledger, backbone, asked)
     return groups["answer"]["noised"]
 
 

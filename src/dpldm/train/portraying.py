@@ -12,15 +12,16 @@ from dpldm.device import chosen_device
 from dpldm.errors import UserError
 from dpldm.models.backbone import Backbone, load_backbone
 from dpldm.privacy.entropy import Entropy, SystemEntropy
-from dpldm.privacy.ledger import Head, Ledger, LedgerError, open_ledger
+from dpldm.privacy.ledger import Ledger, LedgerError, open_ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.run import Run, ledger_cap, plan_of, require_same_backbone
+from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.asking import ask_all, require_answers_fit
-from dpldm.train.checkpoint import load_checkpoint, save_checkpoint
+from dpldm.train.checkpoint import save_checkpoint
 from dpldm.train.checks import check_images
 from dpldm.train.portraits import Portraits
 from dpldm.train.resuming import register
 from dpldm.train.starting import compared, guesses_of_public_classes, portraits_known
+from dpldm.train.vouching import vouched
 
 
 def portray(config: RunConfig) -> Portraits:
@@ -75,21 +76,6 @@ def _latents(run: Run, plan: PrivacyPlan, backbone: Backbone) -> PrivateLatents:
 
 
 def _kept(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: Backbone) -> Portraits:
-    """The portraits of the checkpoint.
-
-    Raises:
-        UserError: they are of another plan, backbone or ledger.
-    """
-    groups, facts = load_checkpoint(run.checkpoint, paid_for=True)
-    if facts["plan"] != plan.digest():
-        raise UserError(
-            f"The portraits of {plan.run!r} were asked for under another privacy plan: restore the privacy settings, "
-            "or give this run a new name and pay for it again."
-        )
-    require_same_backbone(backbone.digest, facts, run)
-    if not ledger.contains(Head(*facts["head"])):
-        raise UserError(
-            f"The ledger {run.ledger.name} does not contain the questions behind these portraits (it was cut, replaced "
-            "or forked): restore the ledger from a copy."
-        )
+    """The portraits of the checkpoint, if the ledger vouches for them."""
+    groups, _ = vouched(run.checkpoint, "the checkpoint", run, ledger, backbone.digest, {"plan": plan.digest()})
     return Portraits(**groups["portraits"])

@@ -4,11 +4,11 @@ from dpldm.config import RunConfig
 from dpldm.data.fingerprints import note_fingerprint
 from dpldm.data.latents import private_source
 from dpldm.errors import UserError
-from dpldm.privacy.ledger import Budgeted, Head, Ledger
+from dpldm.privacy.ledger import Budgeted, Ledger
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.run import Run, require_same_backbone
-from dpldm.train.checkpoint import load_checkpoint
+from dpldm.run import Run
 from dpldm.train.tuner import Learner
+from dpldm.train.vouching import vouched
 
 
 def register(plan: Budgeted, ledger: Ledger, config: RunConfig) -> None:
@@ -28,18 +28,8 @@ def resume(tuner: Learner, run: Run, plan: PrivacyPlan, ledger: Ledger) -> None:
     if not run.checkpoint.exists():
         require_nothing_lost(run, plan, ledger)
         return
-    groups, facts = load_checkpoint(run.checkpoint, paid_for=True)
-    if facts["plan"] != plan.digest():
-        raise UserError(
-            f"The run {run.config.name!r} was started under another privacy plan: give this run a new name, or "
-            "restore the privacy settings it was started with."
-        )
-    require_same_backbone(tuner.backbone_digest, facts, run)
-    if not ledger.contains(Head(*facts["head"])):
-        raise UserError(
-            f"The ledger {run.ledger.name} does not contain the attempts of this run's checkpoint (it was cut, "
-            "replaced or forked): restore the ledger from a copy."
-        )
+    declared = {"plan": plan.digest()}
+    groups, facts = vouched(run.checkpoint, "the checkpoint", run, ledger, tuner.backbone_digest, declared)
     tuner.load(groups, facts["updates"], facts["average_step"])
 
 

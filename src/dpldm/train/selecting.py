@@ -40,6 +40,7 @@ from dpldm.train.resuming import register, resume
 from dpldm.train.starting import ask_and_start
 from dpldm.train.timesteps import Timesteps
 from dpldm.train.tuner import Tuner
+from dpldm.train.vouching import vouched
 
 DRAWS_PER_SCORE = 4
 """Noise and timestep draws of each image for its score."""
@@ -250,21 +251,8 @@ def _moved(source: Path, target: Path, sealed: dict[str, Any]) -> None:
 
 
 def _kept(run: Run, plan: SelectionPlan, ledger: Ledger, backbone: str) -> dict[str, Any]:
-    """Facts of the finished selection.
-
-    Raises:
-        UserError: the run's checkpoint is of another plan, backbone or ledger.
-    """
-    _, facts = load_checkpoint(run.checkpoint, paid_for=True)
-    if facts["plan"] != plan.digest():
-        raise UserError(
-            f"The run {run.config.name!r} was started under another privacy plan: give this run a new name, or "
-            "restore the privacy settings it was started with."
-        )
-    require_same_backbone(backbone, facts, run)
-    if not ledger.contains(Head(*facts["head"])):
-        raise UserError(f"The ledger {run.ledger.name} is not the one that this run wrote: restore it from a copy.")
-    return facts
+    """Facts of the finished selection, if the ledger vouches for it."""
+    return vouched(run.checkpoint, "the checkpoint", run, ledger, backbone, {"plan": plan.digest()})[1]
 
 
 def _trial_run(progress: _Progress, number: int, run: Run) -> Run:
