@@ -1,10 +1,12 @@
-"""What an autoencoder recipe keeps of public images, judged by a network that took no part in its training.
+"""What an autoencoder keeps of public images, judged by a network that took no part in its training.
 
     python tools/reconstruction.py RECIPE.yaml --judge PUBLIC_SET [--output FILE]
+    python tools/reconstruction.py BACKBONE    --judge PUBLIC_SET [--output FILE]
 
-Trains stage 1 of the recipe (resumes, as `dpldm pretrain` does, in the same place), and compares held-out public images
-with their reconstructions: L1; the perceptual distance through EfficientNet-Lite2, which no loss uses; and the KID of
-its features. Accuracy on reconstructed benchmark images is `tools/gates.py`, for a whole backbone.
+Trains stage 1 of a recipe (resumes, as `dpldm pretrain` does, in the same place), or takes a backbone's autoencoder,
+and compares held-out public images with their reconstructions: L1; the perceptual distance through EfficientNet-Lite2,
+which no loss uses; and the KID of its features. Accuracy on reconstructed benchmark images is `tools/gates.py`, for a
+whole backbone.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from dpldm.evaluation.features import EfficientNetLite2
 from dpldm.evaluation.fidelity import kid
 from dpldm.loading import load_config
 from dpldm.models.autoencoder import Autoencoder, decode, encode
+from dpldm.models.backbone import load_backbone
 from dpldm.models.perceptual import EfficientNetDistance
 from dpldm.recipe import BackboneRecipe
 from dpldm.train.adversarial import stage_1
@@ -32,12 +35,26 @@ AT_ONCE = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--judge", type=Path, required=True, help="a public set that the recipe does not train on")
+    parser.add_argument("autoencoder", help="a recipe (.yaml), or the name or directory of a backbone")
+    parser.add_argument("--judge", type=Path, required=True, help="a public set that it was not trained on")
     parser.add_argument("--images", type=int, default=2000, help="how many of it")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     given = parser.parse_args()
-    recipe = load_config(BackboneRecipe, given.recipe)
+    if given.autoencoder.endswith(".yaml"):
+        autoencoder, made_by = trained(load_config(BackboneRecipe, Path(given.autoencoder)))
+    else:
+        autoencoder, made_by = load_backbone(given.autoencoder).autoencoder, {"backbone": given.autoencoder}
+    held_out = PublicSet.load(given.judge).images
+    chosen = held_out[np.random.default_rng(0).permutation(len(held_out))[: given.images]]
+    result = judged(autoencoder, chosen) | {"judge": given.judge.name} | made_by
+    text = json.dumps(result, indent=2)
+    print(text)
+    if given.output:
+        given.output.write_text(text + "\n", encoding="utf-8")
+
+
+def trained(recipe: BackboneRecipe) -> tuple[Autoencoder, dict[str, Any]]:
+    """The autoencoder of a recipe, and what there is to know of its training."""
     work = recipe.output.with_name(recipe.output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     public = load_public_images(recipe.public, recipe.image_size, recipe.channels)
@@ -47,16 +64,8 @@ def main() -> None:
     )
     for _ in training.steps():
         pass
-    held_out = PublicSet.load(given.judge).images
-    chosen = held_out[np.random.default_rng(0).permutation(len(held_out))[: given.images]]
-    result = judged(training.finish(), chosen) | {
-        "trained_on": len(public.pixels),
-        "recipe": recipe.autoencoder.model_dump(mode="json", exclude={"adversarial": {"perceptual_weights"}}),
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if given.output:
-        given.output.write_text(text + "\n", encoding="utf-8")
+    settings = recipe.autoencoder.model_dump(mode="json", exclude={"adversarial": {"perceptual_weights"}})
+    return training.finish(), {"trained_on": len(public.pixels), "recipe": settings}
 
 
 def judged(autoencoder: Autoencoder, images: np.ndarray) -> dict[str, Any]:
