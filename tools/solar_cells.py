@@ -3,10 +3,10 @@
     pip download --no-deps elpv-dataset==1.0.0.post1
     python tools/solar_cells.py elpv_dataset-1.0.0.post1-py3-none-any.whl --output runs/solar-cells
 
-2,624 electroluminescence images of 300 x 300 pixels with an expert's judgement (Buerhop-Lutz et al. 2018, Deitsch et al.
-2019; CC BY-NC-SA 4.0, so they are not part of this package). A cell counts as defective if the expert gave it at least
-one half. Every fifth image, after a seeded shuffle, becomes a test image. They are published: a stand-in for images that
-are not.
+2,624 electroluminescence images of 300 x 300 pixels with an expert's judgement (Buerhop-Lutz et al. 2018, Deitsch et
+al. 2019; CC BY-NC-SA 4.0, so they are not part of this package). A cell counts as defective if the expert gave it at
+least one half. Every fifth image, after a seeded shuffle, becomes a test image. They are published: a stand-in for
+images that are not.
 """
 
 import argparse

@@ -37,6 +37,7 @@ from dpldm.train.memory import (
     PassCost,
     bytes_of,
     free_memory,
+    memory_of_spreads,
     pass_cost,
     peak_of,
     resident,
@@ -84,22 +85,16 @@ class Forecast:
     images_to_draw: int
     seconds_of_drawing: float | None  # all of them, on this machine; None if not timed
     rows_at_once: int  # examples in a pass
-    memory: Memory | None  # of fine-tuning; None if not measured
+    memory_bytes: int | None  # at the peak of fine-tuning, or of encoding and asking; None if not measured
     outlook: Outlook  # whether plans like it learnt
     warnings: list[str]
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """What fine-tuning takes at its peak."""
-        return None if self.memory is None else self.memory.peak(self.rows_at_once)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         paid = self.plan if self.selection is None else self.selection
-        apart = ("plan", "selection", "outlook", "memory")
+        apart = ("plan", "selection", "outlook")
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        more = {"memory_bytes": self.memory_bytes, "outlook": asdict(self.outlook)}
-        return {"constants": paid.constants(), **shown, **more}
+        return {"constants": paid.constants(), **shown, "outlook": asdict(self.outlook)}
 
 
 @dataclass(frozen=True)
@@ -156,7 +151,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
     total = sum(p.numel() for p in tuner.network.parameters())
     tuned = sum(p.numel() for p in tuner.trainable.values())
     ratio, warnings = _noise_to_signal(constants, tuned), _warnings(config, constants)
-    per_example, per_drawn, memory = None, None, None
+    per_example, per_drawn, peak = None, None, None
     to_draw = _images_to_draw(config)
     if timed:
         per_drawn = _seconds_of_an_image(config, backbone, tuner.network)  # in float32, as it will be
@@ -187,7 +182,7 @@ def plan(config: RunConfig, *, timed: bool = True) -> Forecast:
         images_to_draw=to_draw,
         seconds_of_drawing=None if per_drawn is None else per_drawn * to_draw,
         rows_at_once=tuner.rows_at_once,
-        memory=memory,
+        memory_bytes=peak,
         outlook=_outlook(config, constants, ratio),
         warnings=warnings,
     )
@@ -199,7 +194,7 @@ def _plan_of_portraits(config: RunConfig, timed: bool) -> Forecast:
     Raises:
         UserError: see `plan`.
     """
-    constants = plan_of(config)
+    constants, before = plan_of(config), resident()
     backbone = load_backbone(config.backbone, chosen_device(config.runtime.device))
     check_images(config, backbone)
     to_draw, per_asked, per_drawn = _images_to_draw(config), None, None
@@ -222,7 +217,7 @@ def _plan_of_portraits(config: RunConfig, timed: bool) -> Forecast:
         images_to_draw=to_draw,
         seconds_of_drawing=None if per_drawn is None else per_drawn * to_draw,
         rows_at_once=1,
-        memory=None,
+        memory_bytes=None if not timed else _memory_of_portraits(config, constants, backbone, before),
         outlook=outlook_of_portraits(
             constants.records,
             constants.queries[0].noise_multiplier,
@@ -286,11 +281,8 @@ def predicted_memory(
     Args:
         before: bytes that the process held before the backbone was loaded.
     """
-    device = next(tuner.network.parameters()).device
-    size, images = config.data.image_size, constants.records * constants.images_per_unit
+    device, images = next(tuner.network.parameters()).device, constants.records * constants.images_per_unit
     cost = pass_cost(tuner.network, tuner.trainable, constants, made_up_losses(backbone, config, constants))
-    image = np.zeros((1, size, size, config.data.channels), np.uint8)
-    encoded = peak_of(lambda: encode(backbone.autoencoder, image), device) * images_at_once(size)
     network, tuned = (bytes_of(tensors) for tensors in (tuner.network.parameters(), tuner.trainable.values()))
     whole = 4 * sum(parameter.numel() for parameter in tuner.network.parameters())  # before it is made lighter
     weights = network + bytes_of(backbone.autoencoder.parameters())
@@ -300,14 +292,32 @@ def predicted_memory(
     def peak(*parts: int) -> int:
         return program + int(ALLOCATOR * (weights + tuned + sum(parts)))
 
+    latents = images * bytes_of_latents(config)
     return Memory(
         loading=program + 2 * whole if device.type == "cpu" else 0,
         checks=peak(whole - network, 5 * tuned, cost.of(3) * whole // network),  # in float32
-        encoding=peak(images * (image.size + bytes_of_latents(config)), encoded),
+        encoding=peak(latents, _bytes_of_encoding(config, constants, backbone)),
+        asking=peak(latents, memory_of_spreads(config)),
         update=peak(5 * tuned, NOISE * largest),
-        before_a_pass=peak(2 * tuned, images * bytes_of_latents(config)),
+        before_a_pass=peak(2 * tuned, latents),
         a_pass=PassCost(int(ALLOCATOR * cost.first), int(ALLOCATOR * cost.further)),
     )
+
+
+def _memory_of_portraits(config: RunConfig, constants: PrivacyPlan, backbone: Backbone, before: int) -> int:
+    """What encoding and asking take at their peak; see `predicted_memory`."""
+    weights = bytes_of(backbone.denoiser.parameters()) + bytes_of(backbone.autoencoder.parameters())
+    latents = constants.records * constants.images_per_unit * bytes_of_latents(config)
+    phase = max(_bytes_of_encoding(config, constants, backbone), memory_of_spreads(config))
+    return max(before, resident() - weights) + int(ALLOCATOR * (weights + latents + phase))
+
+
+def _bytes_of_encoding(config: RunConfig, constants: PrivacyPlan, backbone: Backbone) -> int:
+    """The pixels of all records, and what the autoencoder holds of the images that it encodes together."""
+    size = config.data.image_size
+    image = np.zeros((1, size, size, config.data.channels), np.uint8)
+    encoded = peak_of(lambda: encode(backbone.autoencoder, image), chosen_device(config.runtime.device))
+    return constants.records * constants.images_per_unit * image.size + encoded * images_at_once(size)
 
 
 def _seconds_of_an_example(

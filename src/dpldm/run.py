@@ -238,7 +238,7 @@ def latent_entries(config: RunConfig) -> int:
 MOST_ENTRIES_OF_SPREADS = 1024
 """A class's covariance has the square of that many numbers, and noise in each."""
 MOST_NUMBERS_OF_SPREADS = 2**28
-"""Of all classes together: 2 GB while they are asked for."""
+"""Of all classes together: 6 GB while they are asked for (train/memory.py)."""
 
 
 def require_portraits(config: RunConfig) -> None:

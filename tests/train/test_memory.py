@@ -16,11 +16,25 @@ from dpldm.models.backbone import load_backbone
 from dpldm.models.lightening import computing, recompute_activations
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.entropy import SeededEntropy
+from dpldm.privacy.grid import add_gaussian_on_grid
+from dpldm.privacy.noise import add_gaussian
+from dpldm.privacy.queries import Places, spread_sums
+from dpldm.privacy.questions import ClassSpreads
 from dpldm.run import plan_of
 from dpldm.train import tuner as tuning
 from dpldm.train.finetune import finetune
 from dpldm.train.made_up import made_up_losses
-from dpldm.train.memory import ALLOCATOR, USABLE, Memory, Meter, PassCost, pass_cost, peak_of, rows_that_fit
+from dpldm.train.memory import (
+    ALLOCATOR,
+    SPREADS,
+    USABLE,
+    Memory,
+    Meter,
+    PassCost,
+    pass_cost,
+    peak_of,
+    rows_that_fit,
+)
 from dpldm.train.tuner import Tuner
 from stock_models import kl_autoencoder, make
 
@@ -45,6 +59,23 @@ def test_a_meter_counts_what_lives_and_the_most_that_ever_did() -> None:
         assert meter.live == 1000, "the view holds it"
         del view
         assert meter.live == 0
+
+
+@pytest.mark.parametrize(("noise", "classes", "entries"), [("float", 60, 128), ("grid", 4, 64)])
+def test_what_covariances_take_while_they_are_asked_for(noise: str, classes: int, entries: int) -> None:
+    question = ClassSpreads(noise_multiplier=2.0, clip_norm=8.0)
+    places = Places(torch.arange(classes)[:, None], torch.arange(classes)[:, None], torch.ones(classes, 1))
+    latents, centres = torch.randn(classes, entries), torch.zeros(classes, 1, entries)
+
+    def asked() -> None:
+        total = spread_sums(question, places, latents, centres)
+        if noise == "grid":
+            add_gaussian_on_grid(total, 2.0, 1.0, total.numel(), SeededEntropy(0))
+        else:
+            add_gaussian(total, 2.0, SeededEntropy(0))
+
+    predicted = SPREADS[noise] * classes * entries**2
+    assert 0.7 * predicted < peak_of(asked, CPU) < 1.1 * predicted
 
 
 def test_what_autograd_keeps_counts_until_the_backward_pass() -> None:
@@ -94,7 +125,7 @@ def test_as_many_rows_as_fit() -> None:
 
 
 def test_the_peak_is_that_of_the_worst_phase() -> None:
-    memory = Memory(loading=9, checks=2, encoding=3, update=4, before_a_pass=5, a_pass=PassCost(1, 2))
+    memory = Memory(loading=9, checks=2, encoding=3, asking=1, update=4, before_a_pass=5, a_pass=PassCost(1, 2))
     assert [memory.peak(rows) for rows in (1, 2, 3)] == [9, 9, 10]
 
 

@@ -35,6 +35,7 @@ from dpldm.reporting import report
 from dpldm.run import Run, declared_constants, disk_space, paid_plan, plan_of
 from dpldm.sampling import load_synthetic, sample
 from dpldm.train.finetune import finetune
+from dpldm.train.memory import memory_of_spreads
 from dpldm.train.portraying import portray
 from dpldm.train.public_data import step_generator
 from dpldm.tuned import portraits_of
@@ -184,12 +185,28 @@ def _with_epsilon(config: RunConfig, epsilon: float) -> PrivacyConfig:
 def test_a_forecast_tells_what_noise_there_is_and_opens_no_image(timed: bool, config: RunConfig) -> None:
     shutil.rmtree(config.data.path)
     found = plan(config, timed=timed)
-    assert (found.trainable_parameters, found.noise_to_signal, found.memory) == (0, None, None)
+    assert (found.trainable_parameters, found.noise_to_signal) == (0, None)
+    assert found.memory_bytes is None or found.memory_bytes > 10**8
     entries = encode(load_backbone(config.backbone).autoencoder, np.zeros((1, 16, 16, 1), np.uint8)).mean.numel()
     assert found.noise_in_means == pytest.approx(found.plan.queries[0].noise_multiplier * entries**0.5 / 20)
     assert (found.seconds is not None, found.seconds_of_drawing is not None) == (timed, timed)
     assert found.images_to_draw == 24
     assert json.loads(json.dumps(found.to_json()))["constants"] == found.plan.constants()
+
+
+@pytest.mark.parametrize("of", ["portraits", "a start"])
+def test_what_does_not_fit_into_memory_is_refused_before_the_charge(
+    of: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies for lack of memory after the charge has lost it."""
+    monkeypatch.setattr("dpldm.train.checks.free_memory", lambda _: memory_of_spreads(config) - 1)
+    asks = {"class_means_noise": 30.0, "class_spreads_noise": 30.0}
+    started = {"method": "diffusion", "privacy": config.privacy.model_copy(update=asks)}
+    with pytest.raises(UserError, match=r"Covariances of 2 classes take .* more than is free"):
+        list(finetune(config if of == "portraits" else config.model_copy(update=started)))
+    assert not Run(config).ledger.exists()
+    monkeypatch.setattr("dpldm.train.checks.free_memory", lambda _: memory_of_spreads(config))
+    portray(config)
 
 
 def test_there_are_no_choices_of_what_is_tuned(config: RunConfig) -> None:

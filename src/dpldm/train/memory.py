@@ -6,6 +6,7 @@
     encoding   pixels and latents of the declared records, a few images inside the autoencoder
     pass       two moments of Adam, the sum, what a pass holds (measured for one example and for two)
     update     two moments of Adam, the sum as it is and by rows, the noised gradient, noise of the largest parameter
+    asking     covariances of the classes, their sums and the noise on them, where they are asked for
 
 Always there are the program, the public weights, and the average (P). Everything follows from the config, the public
 backbone and the machine: no private image is looked at.
@@ -22,8 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dpldm.config import RunConfig
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.plan import PrivacyPlan
+from dpldm.run import latent_entries
 
 ALLOCATOR = 1.1
 """What the allocator and the processor's library hold beyond living tensors: see results/memory.json."""
@@ -33,6 +36,10 @@ MOST_ROWS = 256
 """More examples in a pass make nothing faster."""
 NOISE = 6 * 8
 """Bytes per entry while noise is made, in float64 (privacy/noise.py)."""
+
+
+SPREADS = {"float": 24, "grid": 160}
+"""Bytes per number of the covariances that are asked for, until they are noised and kept: by kind of noise."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Memory:
     loading: int
     checks: int
     encoding: int
+    asking: int
     update: int
     before_a_pass: int
     a_pass: PassCost
@@ -61,7 +69,7 @@ class Memory:
     def peak(self, rows: int) -> int:
         """The largest of them, for passes of so many examples."""
         in_a_pass = self.before_a_pass + self.a_pass.of(rows)
-        return max(self.loading, self.checks, self.encoding, self.update, in_a_pass)
+        return max(self.loading, self.checks, self.encoding, self.asking, self.update, in_a_pass)
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -167,6 +175,13 @@ def resident() -> int:
 def peak_so_far() -> int:
     """Most bytes that this process ever held; 0 where the system does not say."""
     return 1024 * (_kilobytes("/proc/self/status", "VmHWM") or 0)
+
+
+def memory_of_spreads(config: RunConfig) -> int:
+    """Bytes that the covariances of the classes take while they are asked for; 0 if they are not."""
+    if config.method != "portraits" and config.privacy.class_spreads_noise is None:
+        return 0
+    return SPREADS[config.privacy.noise] * len(config.data.labels) * latent_entries(config) ** 2
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
