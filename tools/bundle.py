@@ -25,7 +25,8 @@ def main() -> None:
     shutil.copytree(given.backbone, target)
     others = [path for path in BUNDLED.glob("*/*/*.safetensors") if not path.is_relative_to(target)]
     lenders = {path: f"dpldm/{path.relative_to('src/dpldm')}" for path in others}
-    lenders |= {installed(source): source for source in BORROWED.values()}
+    if (target / "text_encoder").exists():
+        lenders |= {installed(source): source for source in BORROWED.values()}
     borrowed = {}
     for path in sorted(target.glob("*/*")):
         source = next((name for lender, name in lenders.items() if same(lender, path)), None)

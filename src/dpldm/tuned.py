@@ -45,7 +45,7 @@ def finished(config: RunConfig) -> Finished:
     """
     run = Run(config)
     if not run.checkpoint.exists():
-        raise UserError(f"The run {config.name!r} has no tuned model: run `dpldm finetune` first.")
+        raise UserError(f"The run {config.name!r} has not begun: run `dpldm finetune` first.")
     run.require_same_training()
     plan = paid_plan(config)
     backbone = weights_digest(read_card(config.backbone)["sha256"])
