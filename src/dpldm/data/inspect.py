@@ -308,7 +308,7 @@ data:
   window:
   test_path:           # held-out private images in a folder of their own, for internal evaluation only
 
-backbone: grey32       # grey; rgb32 is in colour
+backbone: grey32       # grey; grey64 for an image_size of 64, rgb32 in colour
 
 privacy:
   # One name per data set, for ever: everything that is spent on these images is added up under it.
