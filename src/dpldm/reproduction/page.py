@@ -30,7 +30,7 @@ versions, hardware, commit | `tools/record.py`, or `dpldm reproduce` |
 `tools/record.py` |
 | `fashion-noiseless.json` | gate 2 of `grey32`: the recipe of `fashion-eps10-100-updates.json` without noise, screen \
 protocol | the file that `dpldm baseline noiseless` keeps; command, commit and date were added to it |
-| `fashion-real.json` | what the papers' CNN learns from real images by the full protocol | the file that \
+| `NAME-real.json` | what the papers' CNN learns from real images by the protocol of the run | the file that \
 `dpldm baseline real` keeps, likewise |
 | `gates-NAME.json` | the two gates of a backbone on Fashion-MNIST (reconstruction, noiseless fine-tuning) | \
 `tools/gates.py` |
