@@ -287,7 +287,7 @@ def test_an_unfinished_model_is_not_sampled(finished_copy: RunConfig) -> None:
     with pytest.raises(UserError, match="has not come to its end: run `dpldm finetune` again"):
         list(sample(finished_copy))
     path.unlink()
-    with pytest.raises(UserError, match="has not begun: run `dpldm finetune` first"):
+    with pytest.raises(UserError, match="has no tuned model or portraits: run `dpldm finetune` first"):
         list(sample(finished_copy))
 
 

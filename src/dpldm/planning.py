@@ -37,6 +37,7 @@ from dpldm.train.memory import (
     PassCost,
     bytes_of,
     free_memory,
+    free_of_machine,
     memory_of_spreads,
     pass_cost,
     peak_of,
@@ -297,7 +298,7 @@ def predicted_memory(
         loading=program + 2 * whole if device.type == "cpu" else 0,
         checks=peak(whole - network, 5 * tuned, cost.of(3) * whole // network),  # in float32
         encoding=peak(latents, _bytes_of_encoding(config, constants, backbone)),
-        asking=peak(latents, memory_of_spreads(config)),
+        asking=peak(latents, _bytes_of_asking(config, constants)) if device.type == "cpu" else 0,
         update=peak(5 * tuned, NOISE * largest),
         before_a_pass=peak(2 * tuned, latents),
         a_pass=PassCost(int(ALLOCATOR * cost.first), int(ALLOCATOR * cost.further)),
@@ -308,8 +309,12 @@ def _memory_of_portraits(config: RunConfig, constants: PrivacyPlan, backbone: Ba
     """What encoding and asking take at their peak; see `predicted_memory`."""
     weights = bytes_of(backbone.denoiser.parameters()) + bytes_of(backbone.autoencoder.parameters())
     latents = constants.records * constants.images_per_unit * bytes_of_latents(config)
-    phase = max(_bytes_of_encoding(config, constants, backbone), memory_of_spreads(config))
+    phase = max(_bytes_of_encoding(config, constants, backbone), _bytes_of_asking(config, constants))
     return max(before, resident() - weights) + int(ALLOCATOR * (weights + latents + phase))
+
+
+def _bytes_of_asking(config: RunConfig, constants: PrivacyPlan) -> int:
+    return memory_of_spreads(constants.queries, constants.noise, len(config.data.labels), latent_entries(config))
 
 
 def _bytes_of_encoding(config: RunConfig, constants: PrivacyPlan, backbone: Backbone) -> int:
@@ -395,6 +400,12 @@ def _warnings(config: RunConfig, constants: PrivacyPlan) -> list[str]:
         found.append(
             f"The noise on class means puts the mean latent of a class of {per_class:.0f} records off by about "
             f"{error:.1f} of the norm they are cut to: classes are hardly farther apart."
+        )
+    asking, free = _bytes_of_asking(config, constants), free_of_machine()
+    if free is not None and ALLOCATOR * asking > free:
+        found.append(
+            f"Covariances of the classes take {ALLOCATOR * asking / 1e9:.1f} GB while they are asked for, more than is "
+            "free here: the run will be refused."
         )
     if constants.epsilon > 5:
         found.append(f"Epsilon {constants.epsilon:g} is a weak worst-case promise; 1 is strong.")

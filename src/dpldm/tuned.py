@@ -45,7 +45,10 @@ def finished(config: RunConfig) -> Finished:
     """
     run = Run(config)
     if not run.checkpoint.exists():
-        raise UserError(f"The run {config.name!r} has not begun: run `dpldm finetune` first.")
+        raise UserError(
+            f"The run {config.name!r} has no tuned model or portraits: run `dpldm finetune` first, which goes on with "
+            "what was begun, or put the run's folder back if that was done."
+        )
     run.require_same_training()
     plan = paid_plan(config)
     backbone = weights_digest(read_card(config.backbone)["sha256"])

@@ -354,7 +354,7 @@ def test_a_classifier_is_no_model_to_release(config: RunConfig) -> None:
     classifier(config)
     run, _ = classifier_run(config)
     for asked in (config, run.config):
-        with pytest.raises(UserError, match=r"has not begun|made under another privacy plan"):
+        with pytest.raises(UserError, match=r"has no tuned model|made under another privacy plan"):
             release(asked, "model")
 
 

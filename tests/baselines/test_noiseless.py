@@ -72,7 +72,7 @@ def test_its_model_is_never_released(config: RunConfig) -> None:
     """Not by the run's config, not by its own, and not if its checkpoint is put in the run's place."""
     noiseless(config)
     run, _ = noiseless_run(config)
-    with pytest.raises(UserError, match="has not begun"):
+    with pytest.raises(UserError, match="has no tuned model"):
         release(config, "both")
     for ledger in {run.ledger, Run(config).ledger}:
         with open_ledger(ledger, config.privacy.dataset_id, None) as opened:

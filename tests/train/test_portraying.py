@@ -32,10 +32,10 @@ from dpldm.privacy.plan import asking_alone
 from dpldm.rehearsing import rehearsal
 from dpldm.releasing import release
 from dpldm.reporting import report
-from dpldm.run import Run, declared_constants, disk_space, paid_plan, plan_of
+from dpldm.run import Run, declared_constants, disk_space, latent_entries, paid_plan, plan_of
 from dpldm.sampling import load_synthetic, sample
 from dpldm.train.finetune import finetune
-from dpldm.train.memory import memory_of_spreads
+from dpldm.train.memory import ALLOCATOR, memory_of_spreads
 from dpldm.train.portraying import portray
 from dpldm.train.public_data import step_generator
 from dpldm.tuned import portraits_of
@@ -199,14 +199,21 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_charge(
     of: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that dies for lack of memory after the charge has lost it."""
-    monkeypatch.setattr("dpldm.train.checks.free_memory", lambda _: memory_of_spreads(config) - 1)
     asks = {"class_means_noise": 30.0, "class_spreads_noise": 30.0}
     started = {"method": "diffusion", "privacy": config.privacy.model_copy(update=asks)}
+    asking = config if of == "portraits" else config.model_copy(update=started)
+    constants = plan_of(asking)
+    needed = ALLOCATOR * memory_of_spreads(constants.queries, constants.noise, 2, latent_entries(config))
+    monkeypatch.setattr("dpldm.train.asking.free_of_machine", lambda: needed - 1)
     with pytest.raises(UserError, match=r"Covariances of 2 classes take .* more than is free"):
-        list(finetune(config if of == "portraits" else config.model_copy(update=started)))
-    assert not Run(config).ledger.exists()
-    monkeypatch.setattr("dpldm.train.checks.free_memory", lambda _: memory_of_spreads(config))
-    portray(config)
+        list(finetune(asking))
+    assert not Run(config).ledger.exists() or not read_ledger(Run(config).ledger)[1:]
+    monkeypatch.setattr("dpldm.train.asking.free_of_machine", lambda: None)
+    list(finetune(asking))
+    Run(config).checkpoint.unlink()
+    monkeypatch.setattr("dpldm.train.asking.free_of_machine", lambda: 0)
+    if of == "portraits":
+        list(finetune(asking))  # nothing is asked any more
 
 
 def test_there_are_no_choices_of_what_is_tuned(config: RunConfig) -> None:

@@ -296,7 +296,7 @@ name: run              # the run's folder. Another name is another run, and paid
 {method}
 data:
   path: {path}
-  image_size: 32       # every image is resized to it: what the bundled backbones were trained on
+  image_size: 32       # every image is resized to it: 32 for grey32 and rgb32, 64 for grey64
   channels: 1          # 1 grey, 3 colour
   # The class names that were found. They are published with the release, so they must be public knowledge:
   # add the classes that may occur, and take out any whose mere existence tells something. [] = no classes.
@@ -308,7 +308,7 @@ data:
   window:
   test_path:           # held-out private images in a folder of their own, for internal evaluation only
 
-backbone: grey32       # grey; grey64 for an image_size of 64, rgb32 in colour
+backbone: grey32       # grey; so is grey64; rgb32 is in colour
 
 privacy:
   # One name per data set, for ever: everything that is spent on these images is added up under it.

@@ -73,10 +73,12 @@ def build_autoencoder(
     *,
     codebook: int | None = None,
     middle_attention: bool = False,
+    image_size: int = 32,
 ) -> AutoencoderKL | VQModel:
     """A convolutional autoencoder that shrinks by 2**(len(widths) - 1): a KL one, or a VQ one if it has a codebook.
 
-    Usually without attention in the middle: at 4x4 it costs parameters and buys nothing measurable.
+    `image_size` is that of the images it is trained on: larger ones may be cut into tiles (`tile`). Usually without
+    attention in the middle: at 4x4 it costs parameters and buys nothing measurable.
     """
     blocks = len(widths)
     settings: dict[str, Any] = {
@@ -90,7 +92,7 @@ def build_autoencoder(
         "norm_num_groups": 8,
         "mid_block_add_attention": middle_attention,
         "scaling_factor": 1.0,
-        "sample_size": 32,
+        "sample_size": image_size,
     }
     if codebook is None:
         return AutoencoderKL(**settings)

@@ -47,7 +47,7 @@ def forecast_table(forecast: Forecast) -> RenderableType:
         )
     if forecast.memory_bytes is not None:
         rows = "an example" if forecast.rows_at_once == 1 else f"{forecast.rows_at_once} examples"
-        passes = f", with {rows} in a pass" if plan.tunes else ""
+        passes = f", with {rows} in a pass" if plan.tunes else ", while encoding and asking"
         table.add_row("memory", f"{forecast.memory_bytes / 1e9:.1f} GB at most{passes}")
     warnings = [Text(f"! {warning}", style="yellow") for warning in forecast.warnings]
     return Group(table, outlook_lines(forecast.outlook), *warnings)

@@ -28,9 +28,10 @@ from dpldm.privacy.questions import (
     Question,
 )
 from dpldm.privacy.selection import Plan, trial_of
-from dpldm.run import Run
+from dpldm.run import Run, latent_entries
 from dpldm.train.centres import Centres, centres_of
 from dpldm.train.checkpoint import save_checkpoint
+from dpldm.train.memory import ALLOCATOR, free_of_machine, memory_of_spreads
 from dpldm.train.vouching import vouched
 
 
@@ -55,6 +56,8 @@ def ask_all(
     for question in plan.queries:
         if isinstance(question, CandidateScores):
             continue  # of a trial, asked when there is a model
+        if isinstance(question, ClassSpreads) and read_answer(run, plan, question, ledger, backbone) is None:
+            require_memory(question, plan, classes, latents.posterior.mean[0].numel())
         centres = centres_known(run, plan, ledger, backbone, classes) if isinstance(question, ClassSpreads) else None
         total = partial(_total, question, latents, classes, None if centres is None else centres.means)
         try:
@@ -102,13 +105,29 @@ def ask_once(
 
 
 def require_answers_fit(run: Run, plan: PrivacyPlan, ledger: Ledger, backbone: str) -> None:
-    """Refuse a folder whose answers are of another plan, ledger or backbone, before this plan's budget is reserved.
+    """Refuse what cannot be asked or gone on from, before this plan's budget is reserved.
 
     Raises:
-        UserError: see `read_answer`.
+        UserError: see `read_answer`; or covariances are still to be asked for and do not fit into the free memory: a
+            process that dies after the charge has lost it.
     """
     for question in plan.queries:
-        read_answer(run, plan, question, ledger, backbone)
+        if read_answer(run, plan, question, ledger, backbone) is None:
+            require_memory(question, plan, len(run.config.data.labels), latent_entries(run.config))
+
+
+def require_memory(question: Question, plan: PrivacyPlan, classes: int, entries: int) -> None:
+    """Refuse a question whose answer does not fit into the free memory, where the machine says how much there is.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    needed, free = memory_of_spreads([question], plan.noise, classes, entries), free_of_machine()
+    if free is not None and ALLOCATOR * needed > free:
+        raise UserError(
+            f"Covariances of {classes} classes take {ALLOCATOR * needed / 1e9:.1f} GB while they are asked for, more "
+            "than is free on this machine: nothing was charged for them; run the same command where there is more."
+        )
 
 
 def read_answer(

@@ -76,6 +76,7 @@ class AutoencoderTraining(PublicTraining):
             recipe.layers_per_block,
             codebook=recipe.codebook,
             middle_attention=recipe.middle_attention,
+            image_size=images.shape[1],
         )
         if recipe.start is not None:
             inherit(network, load_backbone(recipe.start).autoencoder)

@@ -15,7 +15,6 @@ from dpldm.privacy.independence import ExamplesMeet, check_example_gradients, ch
 from dpldm.privacy.layers import UnsupportedModel
 from dpldm.train.example_losses import Draws, example_losses, fresh_draws, timestep_law
 from dpldm.train.made_up import made_up_records
-from dpldm.train.memory import free_memory, memory_of_spreads
 
 
 def check_fit(config: RunConfig, backbone: Backbone) -> None:
@@ -31,20 +30,6 @@ def check_fit(config: RunConfig, backbone: Backbone) -> None:
             "optimizer.mirror is for backbones of pixels: the latent of a mirrored image is not the mirrored latent."
         )
     require_condition(config, backbone)
-
-
-def require_memory_to_ask(config: RunConfig) -> None:
-    """Refuse covariances that do not fit into the free memory: a process that dies after the charge has lost it.
-
-    Raises:
-        UserError: they do not.
-    """
-    needed, free = memory_of_spreads(config), free_memory(torch.device("cpu"))
-    if needed > free:
-        raise UserError(
-            f"Covariances of {len(config.data.labels)} classes take {needed / 1e9:.1f} GB while they are asked for, "
-            "more than is free on this machine: use a larger one, or method: diffusion without class_spreads_noise."
-        )
 
 
 def check_images(config: RunConfig, backbone: Backbone) -> None:

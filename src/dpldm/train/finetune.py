@@ -17,7 +17,7 @@ from dpldm.progress import OnProgress, unseen
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.algorithm_1 import algorithm_1
 from dpldm.train.asking import require_answers_fit
-from dpldm.train.checks import check_fit, require_examples_apart, require_memory_to_ask
+from dpldm.train.checks import check_fit, require_examples_apart
 from dpldm.train.portraying import portray
 from dpldm.train.resuming import register, resume
 from dpldm.train.shown import FinetuneStep
@@ -64,8 +64,6 @@ def prepared(config: RunConfig, plan: PrivacyPlan, backbone: Backbone) -> tuple[
     """
     run = Run(config)
     check_fit(config, backbone)
-    if not run.checkpoint.exists():
-        require_memory_to_ask(config)
     run.create()
     guesses = guesses_of_public_classes(backbone, config)
     tuner = Tuner(backbone, config, plan)

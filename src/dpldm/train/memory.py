@@ -23,10 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dpldm.config import RunConfig
 from dpldm.privacy.clipping import ClippedSum
 from dpldm.privacy.plan import PrivacyPlan
-from dpldm.run import latent_entries
+from dpldm.privacy.questions import ClassSpreads, Question
 
 ALLOCATOR = 1.1
 """What the allocator and the processor's library hold beyond living tensors: see results/memory.json."""
@@ -38,8 +37,9 @@ NOISE = 6 * 8
 """Bytes per entry while noise is made, in float64 (privacy/noise.py)."""
 
 
-SPREADS = {"float": 24, "grid": 160}
-"""Bytes per number of the covariances that are asked for, until they are noised and kept: by kind of noise."""
+SPREADS = {"float": 28, "grid": 180}
+"""Bytes per number of the covariances that are asked for, until they are noised, kept and taken apart, by kind of
+noise: by how much a process grew for 10 classes of latents of 512 numbers."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +154,29 @@ def rows_that_fit(cost: PassCost, beside: int, free: int, most: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken: of the device, or of this machine and of the group of processes we are in."""
+    """Bytes that can still be taken of the device, or of this machine; where that is unknown, as on a small one."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    known = free_of_machine()
+    return 4 << 30 if known is None else known
+
+
+def free_of_machine() -> int | None:
+    """Bytes that can still be taken of this machine and of the group of processes we are in; None if it does not say.
+
+    What the group holds of files that were read is given up when it is needed, so it counts as free.
+    """
     found = _kilobytes("/proc/meminfo", "MemAvailable")
-    free = 1024 * found if found is not None else 4 << 30  # unknown: as on a small machine
+    if found is None:
+        return None
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
-        return free
+        rows = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        files = next(int(value) for name, value in rows if name == "inactive_file")
+        return 1024 * found if limit == "max" else min(1024 * found, int(limit) - int(used) + files)
+    except (OSError, ValueError, StopIteration):
+        return 1024 * found
 
 
 def resident() -> int:
@@ -177,11 +189,10 @@ def peak_so_far() -> int:
     return 1024 * (_kilobytes("/proc/self/status", "VmHWM") or 0)
 
 
-def memory_of_spreads(config: RunConfig) -> int:
-    """Bytes that the covariances of the classes take while they are asked for; 0 if they are not."""
-    if config.method != "portraits" and config.privacy.class_spreads_noise is None:
-        return 0
-    return SPREADS[config.privacy.noise] * len(config.data.labels) * latent_entries(config) ** 2
+def memory_of_spreads(queries: Iterable[Question], noise: str, classes: int, entries: int) -> int:
+    """Bytes that the covariances of the classes, of latents of so many entries, take while they are asked for; 0 if
+    they are not among the queries."""
+    return SPREADS[noise] * classes * entries**2 if any(isinstance(q, ClassSpreads) for q in queries) else 0
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

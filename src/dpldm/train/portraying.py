@@ -17,7 +17,7 @@ from dpldm.privacy.plan import PrivacyPlan
 from dpldm.run import Run, ledger_cap, plan_of
 from dpldm.train.asking import ask_all, require_answers_fit
 from dpldm.train.checkpoint import save_checkpoint
-from dpldm.train.checks import check_images, require_memory_to_ask
+from dpldm.train.checks import check_images
 from dpldm.train.portraits import Portraits
 from dpldm.train.resuming import register
 from dpldm.train.starting import compared, guesses_of_public_classes, portraits_known
@@ -47,8 +47,6 @@ def asked(run: Run, plan: PrivacyPlan, declared: RunConfig, backbone: Backbone, 
     """
     run.create()
     made = run.checkpoint.exists()  # then no private image is needed any more
-    if not made:
-        require_memory_to_ask(run.config)
     latents = None if made else _latents(run, plan, backbone)
     cap = ledger_cap(declared)
     try:

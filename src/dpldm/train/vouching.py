@@ -27,13 +27,14 @@ def vouched(
         OSError: it is not there, or cannot be read.
     """
     groups, facts = load_checkpoint(path, paid_for=True)
-    if any(facts.get(name) != value for name, value in declared.items()):
+    if any(name not in facts or facts[name] != value for name, value in declared.items()):
         raise UserError(
             f"{what[0].upper()}{what[1:]} of the run {run.config.name!r} was made under another privacy plan or other "
             "settings: restore those it was made with, or give this run a new name and pay for it again."
         )
     require_same_backbone(backbone, facts, run)
-    if not ledger.contains(Head(*facts["head"])):
+    head = facts.get("head")
+    if head is None or not ledger.contains(Head(*head)):
         raise UserError(
             f"The ledger {run.ledger.name} does not contain what {what} of the run {run.config.name!r} was paid with "
             "(it was cut, replaced or forked): restore the ledger from a copy."
