@@ -36,6 +36,7 @@ html_copy_source = False
 BORROWED = {
     "index": "README.md",
     "results": "results/README.md",
+    "utility": "results/utility.md",
     "benchmarks": "benchmarks/README.md",
     "changelog": "CHANGELOG.md",
 }

@@ -10,8 +10,6 @@ import pytest
 from documents import PAGES, ROOT
 
 pytest.importorskip("sphinx", reason="needs the extra docs")
-pytestmark = pytest.mark.slow
-
 LOADED = re.compile(r"""<(?:link\b[^>]*\bhref|(?:script|img|iframe|source)\b[^>]*\bsrc)=["']([^"']+)""")
 
 
