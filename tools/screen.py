@@ -88,7 +88,7 @@ def page(queue: dict[str, Any]) -> str:
         "on real images of a CNN trained on 10,000 synthetic ones for 10 epochs, after tuning with "
         f"{plan['privacy.steps']} x {plan['privacy.expected_batch_size']:,} examples at epsilon 10 unless an arm says "
         f"otherwise; private stand-in: `{queue['stand_in']}`, which no backbone has seen. Runs of each arm: "
-        f"{queue['runs']}. The test images alone (1,943 of animals28) leave about 2 points either way: smaller "
+        f"at most {queue['runs']}. The test images alone (1,943 of animals28) leave about 2 points either way: smaller "
         "differences mean nothing.",
     ]
     for part in queue["levers"]:
